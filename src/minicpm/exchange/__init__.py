@@ -1,0 +1,1 @@
+"""Whole models in, whole models out, checked: convert, compare, merge, export."""
