@@ -175,6 +175,29 @@ class ModelConfig:
         """Return the bytes of keys and values of `num_tokens` positions over all layers."""
         return int(num_tokens * 2 * self.num_hidden_layers * self.kv_size * bytes_per_value)
 
+    def rope_frequencies(self, num_positions: int = 0) -> tuple[float, ...]:
+        """Return the head_dim/2 rotary frequencies in radians per position, fastest first, stretched by `rope_scaling`.
+
+        Only `dynamic` looks at `num_positions`, the longest sequence that the frequencies must serve: the base rises
+        once that exceeds the trained context. What fixes a cache's length passes that length, so that early keys and
+        late queries turn alike.
+
+        Source: RoFormer §3.4.2; YaRN (arXiv 2309.00071) §3.2, definition 2; Llama 3.1's `apply_scaling`.
+        """
+        scaling, base = self.rope_scaling, self.rope_theta
+        trained = (scaling and scaling.original_max_position_embeddings) or self.max_position_embeddings
+        if scaling and scaling.rope_type == "dynamic" and num_positions > trained:
+            growth = scaling.factor * num_positions / trained - (scaling.factor - 1)
+            base *= growth ** (self.head_dim / (self.head_dim - 2))
+        plain = tuple(base ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2))
+        if scaling is None or scaling.rope_type == "dynamic":
+            return plain
+        if scaling.rope_type == "linear":
+            return tuple(f / scaling.factor for f in plain)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = (min(1.0, max(0.0, (trained * f / (2 * math.pi) - low) / (high - low))) for f in plain)
+        return tuple(share * f + (1 - share) * f / scaling.factor for share, f in zip(kept, plain, strict=True))
+
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a copy with `changes`, checked again."""
         return dataclasses.replace(self, **changes)
