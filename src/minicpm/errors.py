@@ -5,6 +5,7 @@
     ├── FormatError      a file that is not what it claims to be
     ├── CheckpointError  weights that do not fit the model, or a checkpoint that is not whole
     ├── DataError        rows or text that cannot be trained on or scored
+    ├── HubError         a model that cannot be found, fetched, or kept in the cache
     ├── EngineError      a request that the inference engine cannot serve
     └── ServeError       a server setting that would not be safe or cannot work
 
@@ -33,6 +34,10 @@ class CheckpointError(MiniCPMError):
 
 class DataError(MiniCPMError):
     """Rows or text cannot be used; the message names the file, line and field."""
+
+
+class HubError(MiniCPMError):
+    """A model cannot be found by its name, fetched from its source, or kept in the cache folder."""
 
 
 class EngineError(MiniCPMError):
