@@ -44,8 +44,8 @@ class MiniCPMConfig(PretrainedConfig):
         scale_depth=1.0,
         **kwargs,
     ):
-        # transformers 5 saves one dictionary in place of rope_theta and rope_scaling.
-        rope = kwargs.pop("rope_parameters", None) or {}
+        # One dictionary in place of rope_theta and rope_scaling, as transformers 5 saves them.
+        rope = kwargs.pop("rope_parameters", None) or rope_scaling or {}
         if hidden_act != "silu" or kwargs.get("num_experts") or kwargs.get("attention_bias"):
             raise ValueError("this code runs dense MiniCPM models with hidden_act silu and without biases only")
         self.vocab_size = vocab_size
@@ -60,8 +60,7 @@ class MiniCPMConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
         self.use_cache = use_cache
-        self.rope_theta = float(rope.get("rope_theta", rope_theta))
-        self.rope_scaling = _checked_scaling(rope_scaling or rope)
+        self.rope_parameters = _rope_parameters(rope, float(rope_theta))
         self.attention_multiplier = attention_multiplier
         self.scale_emb, self.scale_depth, self.dim_model_base = scale_emb, scale_depth, dim_model_base
         ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
@@ -69,10 +68,10 @@ class MiniCPMConfig(PretrainedConfig):
 
     def rope_frequencies(self, num_positions):
         """Return head_dim/2 rotary frequencies; only `dynamic` scaling looks at the number of positions."""
-        scaling = _checked_scaling(self.rope_scaling) or {}
-        kind, factor = scaling.get("rope_type"), scaling.get("factor", 1.0)
+        scaling = self.rope_parameters
+        kind, factor = scaling["rope_type"], scaling.get("factor", 1.0)
         trained = scaling.get("original_max_position_embeddings") or self.max_position_embeddings
-        base, dim = self.rope_theta, self.head_dim
+        base, dim = scaling["rope_theta"], self.head_dim
         if kind == "dynamic" and num_positions > trained:
             base *= (factor * num_positions / trained - (factor - 1)) ** (dim / (dim - 2))
         plain = [base ** (-2 * i / dim) for i in range(dim // 2)]
@@ -85,11 +84,10 @@ class MiniCPMConfig(PretrainedConfig):
         return plain
 
 
-def _checked_scaling(scaling):
-    """Return the dictionary of a rope scaling with its `rope_type`, or None where nothing is scaled."""
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if kind == "default":
-        return None
-    if kind not in ("linear", "dynamic", "ntk_by_parts", "llama3"):
+def _rope_parameters(rope, theta):
+    """Return `rope` with its `rope_type` and `rope_theta`; older files call the type `type`."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "dynamic", "ntk_by_parts", "llama3"):
         raise ValueError(f"rope scaling {kind!r} is not supported; known: linear, dynamic, ntk_by_parts, llama3")
-    return {**{key: value for key, value in scaling.items() if key != "type"}, "rope_type": kind}
+    rest = {key: value for key, value in rope.items() if key != "type"}
+    return {"rope_theta": theta, **rest, "rope_type": kind}

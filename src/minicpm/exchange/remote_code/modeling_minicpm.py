@@ -284,11 +284,13 @@ class MiniCPMForCausalLM(MiniCPMPreTrainedModel, GenerationMixin):
         if do_sample:
             settings.update(top_p=top_p, temperature=temperature)
         settings.update(kwargs)
-        ends = settings.get("eos_token_id", self.generation_config.eos_token_id)
-        ends = self.config.eos_token_id if ends is None else ends
+        ends = settings.get("eos_token_id", self.generation_config.eos_token_id) or self.config.eos_token_id
         ends = set(ends if isinstance(ends, (list, tuple)) else [ends])
         settings.setdefault("pad_token_id", tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends))
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(self.device)
+        # Where the template needs no control tokens, one that somebody typed ("</s>") stays plain text.
+        is_plain = not any(token in str(tokenizer.chat_template) for token in tokenizer.all_special_tokens)
+        inputs = tokenizer(prompt, return_tensors="pt", split_special_tokens=is_plain)
+        inputs = {key: value.to(self.device) for key, value in inputs.items() if key != "token_type_ids"}
         sequence = self.generate(**inputs, **settings)[0].tolist()
         answer = sequence[inputs["input_ids"].shape[1] :]
         while answer and answer[-1] in ends:
