@@ -1,1 +1,11 @@
-"""Text to token ids and back; chat templates and the supervised mask live here alone."""
+"""Text to token ids and back; chat templates and the supervised mask live here alone.
+
+Importing this costs next to nothing: `tokenizers` and `jinja2` are loaded when a tokenizer or a template is built.
+"""
+
+from minicpm.tokenizer.stream import StreamDecoder
+from minicpm.tokenizer.template import ChatTemplate
+from minicpm.tokenizer.tokenizer import Tokenizer
+from minicpm.tokenizer.vocabulary import TokenType, Vocabulary
+
+__all__ = ["ChatTemplate", "StreamDecoder", "TokenType", "Tokenizer", "Vocabulary"]

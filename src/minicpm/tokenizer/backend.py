@@ -1,0 +1,170 @@
+"""Builds the `tokenizers` machine for a vocabulary: byte-level BPE and SentencePiece BPE.
+
+The machine is complete (decoder and post-processor too), so that its JSON form is a good `tokenizer.json`.
+It is set to treat the text of control tokens as plain text; `Tokenizer` decides where a control token may be read.
+Left out: unigram, WordPiece and word-level models, which no model of this family uses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from minicpm.errors import FormatError
+from minicpm.tokenizer.pretokenizers import build_pre_tokenizer, members, takes_whole_words
+from minicpm.tokenizer.vocabulary import SPACE_MARK, TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+Merges = Sequence[tuple[str, str]]
+
+# llama.cpp's converter gives this score to tokens that were added beside a SentencePiece model.
+ADDED_SCORE = -1000.0
+
+
+def build_backend(vocabulary: Vocabulary, merges: Merges) -> Backend:
+    """The machine for `vocabulary`; `merges` in order of priority.
+
+    Raises:
+        FormatError: a piece occurs twice, or a merge names pieces that do not exist.
+    """
+    ids = index_pieces(vocabulary.pieces)
+    try:
+        backend = _byte_level(vocabulary, ids, merges) if vocabulary.kind == "gpt2" else _spm(vocabulary, ids, merges)
+    except FormatError:
+        raise
+    except Exception as error:
+        # `tokenizers` raises a bare Exception for a merge that leads out of the vocabulary.
+        raise FormatError(f"the vocabulary and its merges do not fit together: {error}") from error
+    _add_tokens(backend, vocabulary)
+    _add_sequence_ends(backend, vocabulary)
+    backend.encode_special_tokens = True
+    return backend
+
+
+def index_pieces(pieces: Sequence[str]) -> dict[str, int]:
+    """Piece → id.
+
+    Raises:
+        FormatError: two ids have the same piece.
+    """
+    ids = dict(zip(pieces, range(len(pieces)), strict=True))
+    if len(ids) != len(pieces):
+        twin = next(i for i, piece in enumerate(pieces) if ids[piece] != i)
+        raise FormatError(f"tokens {twin} and {ids[pieces[twin]]} have the same text {pieces[twin]!r}")
+    return ids
+
+
+def _byte_level(vocabulary: Vocabulary, ids: dict[str, int], merges: Merges) -> Backend:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models
+
+    pre = vocabulary.pre or "default"
+    whole_words = takes_whole_words(pre)
+    backend = Backend(models.BPE(vocab=ids, merges=list(merges), ignore_merges=whole_words))
+    backend.pre_tokenizer = build_pre_tokenizer(pre)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _spm(vocabulary: Vocabulary, ids: dict[str, int], merges: Merges) -> Backend:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers
+
+    unknown = None if vocabulary.unk_id is None else vocabulary.pieces[vocabulary.unk_id]
+    backend = Backend(
+        models.BPE(
+            vocab=ids,
+            merges=list(merges),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=TokenType.BYTE in vocabulary.types,
+        )
+    )
+    steps: list[Any] = []
+    if vocabulary.charsmap:
+        steps.append(normalizers.Precompiled(vocabulary.charsmap))
+    if vocabulary.prepends_space:
+        steps.append(normalizers.Prepend(SPACE_MARK))
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE_MARK)])
+    undo: list[Any] = [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if vocabulary.prepends_space:
+        undo.append(decoders.Strip(" ", 1, 0))
+    backend.decoder = decoders.Sequence(undo)
+    return backend
+
+
+def _add_tokens(backend: Backend, vocabulary: Vocabulary) -> None:
+    from tokenizers import AddedToken
+
+    special, plain = [], []
+    for i, kind in enumerate(vocabulary.types):
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+            special.append(AddedToken(vocabulary.pieces[i], special=True, normalized=False))
+        elif kind == TokenType.USER_DEFINED and is_added(vocabulary, i):
+            plain.append(AddedToken(vocabulary.pieces[i], special=False, normalized=False))
+    backend.add_special_tokens(special)
+    backend.add_tokens(plain)
+
+
+def is_added(vocabulary: Vocabulary, token_id: int) -> bool:
+    """Whether a user-defined token is cut out of the text before anything else.
+
+    In a SentencePiece vocabulary the user-defined pieces are ordinary vocabulary, as they are for the fast tokenizer
+    that these models were trained with: were they cut out, a line would begin with an extra `▁` after each newline.
+    """
+    if vocabulary.kind == "gpt2":
+        return True
+    return vocabulary.scores is not None and vocabulary.scores[token_id] == ADDED_SCORE
+
+
+def _add_sequence_ends(backend: Backend, vocabulary: Vocabulary) -> None:
+    from tokenizers import processors
+
+    first = vocabulary.bos_id if vocabulary.adds_bos else None
+    last = vocabulary.eos_id if vocabulary.adds_eos else None
+    ends = {vocabulary.pieces[i]: i for i in (first, last) if i is not None}
+    if not ends:
+        return
+
+    def one(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        framed: list[dict[str, Any]] = [{"Sequence": {"id": sequence, "type_id": type_id}}]
+        if first is not None:
+            framed.insert(0, {"SpecialToken": {"id": vocabulary.pieces[first], "type_id": type_id}})
+        if last is not None:
+            framed.append({"SpecialToken": {"id": vocabulary.pieces[last], "type_id": type_id}})
+        return framed
+
+    # Set by its JSON form: the short notation of the constructor cannot hold a token with a colon in its text.
+    state = {
+        "type": "TemplateProcessing",
+        "single": one("A", 0),
+        "pair": one("A", 0) + one("B", 1),
+        "special_tokens": {text: {"id": text, "ids": [i], "tokens": [text]} for text, i in ends.items()},
+    }
+    processor = processors.TemplateProcessing()
+    processor.__setstate__(json.dumps(state).encode())
+    backend.post_processor = processor
+
+
+def without_prefix(backend: Backend) -> Backend:
+    """A copy of a machine that puts no `▁` before a text."""
+    from tokenizers import Tokenizer as Backend
+
+    state = json.loads(backend.to_str())
+    for key, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        component = state.get(key)
+        if not component:
+            continue
+        kept = [step for step in members(component, inner) if step.get("type") != "Prepend"]
+        for step in kept:
+            if step.get("type") == "Metaspace":
+                step["prepend_scheme"] = "never"
+            elif step.get("type") == "ByteLevel":
+                step["add_prefix_space"] = False
+        state[key] = {"type": "Sequence", inner: kept}
+    copy = Backend.from_str(json.dumps(state))
+    copy.encode_special_tokens = True
+    return copy
