@@ -1,7 +1,7 @@
 """The entry point: finds the verb, imports it alone, and turns a `MiniCPMError` into one line and exit code 2.
 
-A verb is a module of this folder with `main(arguments: list[str]) -> None`. Exit codes: 0 done, 2 an error that says
-what to do, 130 Ctrl-C, 141 whoever read the output went away; anything else is a fault of ours and shows its traceback.
+A verb is a module of this folder with `parser() -> Parser` and `run(options) -> None`. Exit codes: 0 done, 2 an error
+that says what to do, 130 Ctrl-C, 141 whoever read the output went away; anything else is our fault and shows its traceback.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if verb not in VERBS:
         raise MiniCPMError(_unknown(verb))
-    importlib.import_module(f"minicpm.cli.{verb}").main(rest)
+    module = importlib.import_module(f"minicpm.cli.{verb}")
+    module.run(module.parser().parse(rest))
 
 
 def _unknown(verb: str) -> str:

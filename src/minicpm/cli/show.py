@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -17,14 +18,18 @@ from minicpm.hub import resolve
 from minicpm.hub.progress import megabytes
 
 
-def main(arguments: list[str]) -> None:
+def parser() -> Parser:
+    """Return the parser of this verb."""
+    verb = Parser("show", "Say what is in a model: architecture, parameters, tensor types, template, memory.")
+    add_model(verb)
+    verb.add_argument("--json", action="store_true", help="as JSON, with every field of the configuration")
+    verb.add_argument("--template", action="store_true", help="print the chat template alone")
+    verb.add_argument("--tensors", action="store_true", help="also list every tensor")
+    return verb
+
+
+def run(options: argparse.Namespace) -> None:
     """Print the facts as a person or a program reads them."""
-    parser = Parser("show", "Say what is in a model: architecture, parameters, tensor types, template, memory.")
-    add_model(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON, with every field of the configuration")
-    parser.add_argument("--template", action="store_true", help="print the chat template alone")
-    parser.add_argument("--tensors", action="store_true", help="also list every tensor")
-    options = parser.parse(arguments)
     checkpoint = open_checkpoint(resolve(options.model))
     if options.template:
         out(checkpoint.chat_template or "", end="")
