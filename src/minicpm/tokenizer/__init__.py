@@ -3,9 +3,19 @@
 Importing this costs next to nothing: `tokenizers` and `jinja2` are loaded when a tokenizer or a template is built.
 """
 
+from minicpm.tokenizer.chat import LabelledRow, build_completion_labels, build_labels
 from minicpm.tokenizer.stream import StreamDecoder
 from minicpm.tokenizer.template import ChatTemplate
 from minicpm.tokenizer.tokenizer import Tokenizer
 from minicpm.tokenizer.vocabulary import TokenType, Vocabulary
 
-__all__ = ["ChatTemplate", "StreamDecoder", "TokenType", "Tokenizer", "Vocabulary"]
+__all__ = [
+    "ChatTemplate",
+    "LabelledRow",
+    "StreamDecoder",
+    "TokenType",
+    "Tokenizer",
+    "Vocabulary",
+    "build_completion_labels",
+    "build_labels",
+]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from minicpm.errors import FormatError
+from minicpm.tokenizer.merges import merges_from_scores
 from minicpm.tokenizer.pretokenizers import build_pre_tokenizer, members, takes_whole_words
 from minicpm.tokenizer.vocabulary import SPACE_MARK, TokenType, Vocabulary
 
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
 
 Merges = Sequence[tuple[str, str]]
 
-# llama.cpp's converter gives this score to tokens that were added beside a SentencePiece model.
-ADDED_SCORE = -1000.0
-
 
 def build_backend(vocabulary: Vocabulary, merges: Merges) -> Backend:
-    """The machine for `vocabulary`; `merges` in order of priority.
+    """The machine for `vocabulary`; `merges` in order of priority (for the kind `llama` they follow from the scores).
 
     Raises:
         FormatError: a piece occurs twice, or a merge names pieces that do not exist.
     """
     ids = index_pieces(vocabulary.pieces)
+    if vocabulary.kind == "llama":
+        if vocabulary.scores is None:
+            raise FormatError("a SentencePiece vocabulary needs scores; this one has none")
+        merges = merges_from_scores(vocabulary.pieces, vocabulary.types, vocabulary.scores, ids)
     try:
         backend = _byte_level(vocabulary, ids, merges) if vocabulary.kind == "gpt2" else _spm(vocabulary, ids, merges)
     except FormatError:
@@ -99,25 +101,12 @@ def _spm(vocabulary: Vocabulary, ids: dict[str, int], merges: Merges) -> Backend
 def _add_tokens(backend: Backend, vocabulary: Vocabulary) -> None:
     from tokenizers import AddedToken
 
-    special, plain = [], []
-    for i, kind in enumerate(vocabulary.types):
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
-            special.append(AddedToken(vocabulary.pieces[i], special=True, normalized=False))
-        elif kind == TokenType.USER_DEFINED and is_added(vocabulary, i):
-            plain.append(AddedToken(vocabulary.pieces[i], special=False, normalized=False))
-    backend.add_special_tokens(special)
-    backend.add_tokens(plain)
-
-
-def is_added(vocabulary: Vocabulary, token_id: int) -> bool:
-    """Whether a user-defined token is cut out of the text before anything else.
-
-    In a SentencePiece vocabulary the user-defined pieces are ordinary vocabulary, as they are for the fast tokenizer
-    that these models were trained with: were they cut out, a line would begin with an extra `▁` after each newline.
-    """
-    if vocabulary.kind == "gpt2":
-        return True
-    return vocabulary.scores is not None and vocabulary.scores[token_id] == ADDED_SCORE
+    # The user-defined pieces of a SentencePiece model are not among the added ones: for the fast tokenizer that these
+    # models were trained with they are ordinary vocabulary. Were they cut out, each line after a newline would begin
+    # with an extra `▁`.
+    special, plain = sorted(vocabulary.control_ids), sorted(vocabulary.added_ids)
+    backend.add_special_tokens([AddedToken(vocabulary.pieces[i], special=True, normalized=False) for i in special])
+    backend.add_tokens([AddedToken(vocabulary.pieces[i], special=False, normalized=False) for i in plain])
 
 
 def _add_sequence_ends(backend: Backend, vocabulary: Vocabulary) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minicpm.errors import FormatError
-from minicpm.tokenizer.backend import is_added
 from minicpm.tokenizer.pretokenizers import BOS_NAMES
 from minicpm.tokenizer.vocabulary import END_TEXTS, Kind, TokenType, Vocabulary, ending_ids
 
 PREFIX = "tokenizer.ggml."
 TEMPLATE_KEY = "tokenizer.chat_template"
 _KINDS: dict[str, Kind] = {"gpt2": "gpt2", "llama": "llama"}
+# llama.cpp's converter gives this score to tokens that were added beside a SentencePiece model.
+ADDED_SCORE = -1000.0
 # What a 32-bit field holds when a converter had no such token.
 _NO_TOKEN = 0xFFFFFFFF
 
@@ -36,17 +37,22 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[tuple
     bos = _token_id(metadata, "bos_token_id", defaults.get("bos"))
     eos = _token_id(metadata, "eos_token_id", defaults.get("eos"))
     pre = None if spm else _scalar(metadata, "pre", str, "default")
+    scores = _array(metadata, "scores", float) if spm else None
+    added = [i for i, kind_of in enumerate(types) if kind_of == TokenType.USER_DEFINED]
+    if scores is not None and len(scores) == size:
+        added = [i for i in added if scores[i] == ADDED_SCORE]
     controls = [i for i, kind_of in enumerate(types) if kind_of == TokenType.CONTROL]
     named = [_token_id(metadata, key, None) for key in ("eot_token_id", "eom_token_id")]
     vocabulary = Vocabulary(
         kind=kind,
         pieces=pieces,
         types=types,
-        scores=_array(metadata, "scores", float) if spm else None,
+        scores=scores,
         pre=pre,
         bos_id=bos,
         eos_id=eos,
         end_ids=ending_ids(pieces, controls) | {i for i in named if i is not None},
+        added_ids=frozenset(added),
         pad_id=_token_id(metadata, "padding_token_id", None),
         unk_id=_token_id(metadata, "unknown_token_id", defaults.get("unknown")),
         adds_bos=_scalar(metadata, "add_bos_token", bool, bos is not None and (spm or pre in BOS_NAMES)),
@@ -89,10 +95,13 @@ def write_vocabulary(vocabulary: Vocabulary, merges: Sequence[tuple[str, str]], 
     if vocabulary.kind == "llama":
         if vocabulary.scores is None:
             raise FormatError("a SentencePiece vocabulary needs scores to be written as GGUF; this one has none")
+        scores = [float(score) for score in vocabulary.scores]
         for i, kind in enumerate(types):
-            if kind == TokenType.USER_DEFINED and not is_added(vocabulary, i):
+            if i in vocabulary.added_ids:
+                scores[i] = ADDED_SCORE
+            elif kind == TokenType.USER_DEFINED:
                 types[i] = int(TokenType.NORMAL)
-        keys["scores"] = [float(score) for score in vocabulary.scores]
+        keys["scores"] = scores
         keys["add_space_prefix"] = vocabulary.prepends_space
         if vocabulary.charsmap:
             keys["precompiled_charsmap"] = list(vocabulary.charsmap)

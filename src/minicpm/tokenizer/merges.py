@@ -34,7 +34,11 @@ def merges_from_scores(
             if left in parts and right in parts:
                 merges.append((left, right))
             continue
-        cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece)) if piece[:at] in parts and piece[at:] in parts]
+        cuts = [
+            (left, right)
+            for at in range(1, len(piece))
+            if (left := piece[:at]) in parts and (right := piece[at:]) in parts
+        ]
         if len(cuts) > 1:
             cuts.sort(key=lambda cut: (parts[cut[0]], parts[cut[1]]))
         merges += cuts

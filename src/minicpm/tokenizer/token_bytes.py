@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 
-from minicpm.tokenizer.backend import is_added
 from minicpm.tokenizer.vocabulary import SPACE_MARK, TokenType, Vocabulary
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -40,9 +39,7 @@ class TokenBytes(dict[int, bytes]):
     def _compute(self, token_id: int) -> bytes:
         vocabulary = self._vocabulary
         piece, kind = vocabulary.pieces[token_id], vocabulary.types[token_id]
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
-            return piece.encode()
-        if kind == TokenType.USER_DEFINED and is_added(vocabulary, token_id):
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN) or token_id in vocabulary.added_ids:
             return piece.encode()
         if vocabulary.kind == "gpt2":
             table = byte_of_character()

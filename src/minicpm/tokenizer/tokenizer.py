@@ -1,4 +1,4 @@
-"""The tokenizer: text to ids and back, with control tokens readable only where the caller says so.
+"""The tokenizer of a model: from files and to files, its special ids, its chat.
 
 Left out: training a vocabulary, and which rows are supervised (`chat.py`).
 """
@@ -6,15 +6,13 @@ Left out: training a vocabulary, and which rows are supervised (`chat.py`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from minicpm.errors import DataError, FormatError
-from minicpm.tokenizer import backend as backends
-from minicpm.tokenizer.merges import merges_from_scores
-from minicpm.tokenizer.segments import ControlMatcher, Spans
-from minicpm.tokenizer.stream import StreamDecoder
-from minicpm.tokenizer.token_bytes import TokenBytes
+from minicpm.tokenizer.backend import build_backend
+from minicpm.tokenizer.codec import TokenCodec
 from minicpm.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ class ChatOptions(TypedDict, total=False):
 TemplateSource = str | Mapping[str, str] | None
 
 
-class Tokenizer:
+class Tokenizer(TokenCodec):
     """Text ↔ token ids of one model, its special ids, and its chat template. Safe to share between threads."""
 
     def __init__(self, backend: Backend, vocabulary: Vocabulary, template: TemplateSource = None) -> None:
@@ -45,15 +43,10 @@ class Tokenizer:
         Args:
             backend: the machine of `tokenizers`; it is set to read control tokens as plain text.
             vocabulary: the facts that belong to it.
-            template: Jinja source of the chat template, or several by name; None for the model family's default.
+            template: Jinja source of the chat template, or several by name; None for the default of its family.
         """
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        self._backend = backend
-        self.vocabulary = vocabulary
+        super().__init__(backend, vocabulary)
         self._template_source = template
-        self._bytes = TokenBytes(vocabulary)
 
     # ------------------------------------------------------------------ from files
 
@@ -70,6 +63,42 @@ class Tokenizer:
         return cls.from_vocabulary(vocabulary, merges, read_template(metadata))
 
     @classmethod
+    def from_folder(cls, path: str | os.PathLike[str]) -> Self:
+        """The tokenizer of a model folder: `tokenizer.json` or else `tokenizer.model`, and the settings beside it.
+
+        Raises:
+            FormatError: no tokenizer, a broken one, or one of an unsupported kind.
+        """
+        from minicpm.tokenizer.folder import read_folder
+
+        return cls(*read_folder(Path(path)))
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Self:
+        """The tokenizer of a single `tokenizer.json`.
+
+        Raises:
+            FormatError: it is broken or of an unsupported kind.
+        """
+        from minicpm.tokenizer.folder import Settings
+        from minicpm.tokenizer.json_vocabulary import read_tokenizer_json
+
+        return cls(*read_tokenizer_json(Path(path), Settings()))
+
+    @classmethod
+    def from_sentencepiece(cls, path: str | os.PathLike[str]) -> Self:
+        """The tokenizer of a single SentencePiece BPE file, behaving as the fast tokenizer that models train with.
+
+        Text gets a leading `▁` at its start and after control tokens, whatever the file says about it.
+
+        Raises:
+            FormatError: it is broken or of an unsupported kind.
+        """
+        from minicpm.tokenizer.sentencepiece import read_sentencepiece
+
+        return cls.from_vocabulary(read_sentencepiece(Path(path)))
+
+    @classmethod
     def from_vocabulary(
         cls, vocabulary: Vocabulary, merges: Sequence[tuple[str, str]] = (), template: TemplateSource = None
     ) -> Self:
@@ -78,102 +107,25 @@ class Tokenizer:
         Raises:
             FormatError: pieces and merges do not fit together.
         """
-        if vocabulary.kind == "llama":
-            if vocabulary.scores is None:
-                raise FormatError("a SentencePiece vocabulary needs scores; this one has none")
-            ids = backends.index_pieces(vocabulary.pieces)
-            merges = merges_from_scores(vocabulary.pieces, vocabulary.types, vocabulary.scores, ids)
-        return cls(backends.build_backend(vocabulary, merges), vocabulary, template)
+        return cls(build_backend(vocabulary, merges), vocabulary, template)
 
-    # ------------------------------------------------------------------ text to ids
+    # ------------------------------------------------------------------ to files
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of `text`, without bos or eos.
+    def to_json(self) -> str:
+        """The text of an equivalent `tokenizer.json`."""
+        return str(self._backend.to_str(pretty=True))
 
-        Args:
-            text: any text; lone surrogates become U+FFFD.
-            allow_special: whether the text of a control token becomes that token. Never set it for text from users.
-        """
-        if allow_special:
-            return self.encode_spans(text, [(0, len(text))])
-        return self._encode_plain(text, is_start=True)
-
-    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
-        """`encode` of every text, on all cores."""
-        if allow_special:
-            return [self.encode(text, allow_special=True) for text in texts]
-        try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except UnicodeEncodeError:
-            return [self.encode(text) for text in texts]
-        return [encoding.ids for encoding in encodings]
-
-    def encode_spans(self, text: str, trusted: Spans) -> list[int]:
-        """The ids of `text`, where control tokens are read inside the trusted spans only.
-
-        Args:
-            text: any text.
-            trusted: ascending, disjoint `(start, stop)` of what may hold control tokens.
-        """
-        ids: list[int] = []
-        for start, stop, token_id in self._controls.split(text, trusted):
-            if token_id is None:
-                ids += self._encode_plain(text[start:stop], is_start=start == 0)
-            else:
-                ids.append(token_id)
-        return ids
-
-    def encode_continuation(self, text: str) -> list[int]:
-        """The ids of plain `text` without the leading `▁` that the beginning of a text gets."""
-        return self._run(self._unprefixed, text)
-
-    # ------------------------------------------------------------------ ids to text
-
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`; one leading space is dropped where encoding adds one, bytes that are no UTF-8 are U+FFFD.
+    def to_gguf_metadata(self) -> dict[str, Any]:
+        """The `tokenizer.*` keys for a GGUF file, chat template included.
 
         Raises:
-            DataError: an id is outside the vocabulary.
+            FormatError: GGUF has no name for this vocabulary's pre-tokenizer.
         """
-        table, skipped = self._bytes, self.control_ids if skip_special else frozenset()
-        try:
-            data = b"".join([table[i] for i in ids if i not in skipped])
-        except IndexError as error:
-            raise DataError(f"a token id is outside the vocabulary of {self.num_tokens} tokens: {error}") from error
-        text = data.decode("utf-8", "replace")
-        return text.removeprefix(" ") if self.vocabulary.prepends_space else text
+        from minicpm.tokenizer.exports import gguf_metadata
 
-    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
-        """A decoder that takes ids one by one and gives the same text as `decode`."""
-        skipped = self.control_ids if skip_special else frozenset()
-        return StreamDecoder(self._bytes, skipped, strips_space=self.vocabulary.prepends_space)
-
-    def token_text(self, token_id: int) -> str:
-        """The text of one token, for display: its leading space kept, a part of a character as U+FFFD."""
-        return self.token_bytes(token_id).decode("utf-8", "replace")
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for; a control token stands for its own text.
-
-        Raises:
-            DataError: the id is outside the vocabulary.
-        """
-        try:
-            return self._bytes[token_id]
-        except IndexError:
-            raise DataError(f"token id {token_id} is outside the vocabulary of {self.num_tokens} tokens") from None
-
-    def token_id(self, text: str) -> int | None:
-        """The id of the token that the model file spells `text` (a control token, a piece), or None."""
-        found: int | None = self._backend.token_to_id(text)
-        return found
+        return gguf_metadata(self._backend, self.vocabulary, self._template_source)
 
     # ------------------------------------------------------------------ facts
-
-    @property
-    def num_tokens(self) -> int:
-        """The number of ids."""
-        return len(self.vocabulary.pieces)
 
     @property
     def vocab_size(self) -> int:
@@ -200,11 +152,6 @@ class Tokenizer:
     def pad_id(self) -> int | None:
         """The padding id, if there is one."""
         return self.vocabulary.pad_id
-
-    @functools.cached_property
-    def control_ids(self) -> frozenset[int]:
-        """Ids of control tokens and of the unknown token, which have no text of their own."""
-        return self.vocabulary.control_ids
 
     # ------------------------------------------------------------------ chat
 
@@ -248,38 +195,3 @@ class Tokenizer:
         if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
-
-    # ------------------------------------------------------------------ inside
-
-    def _encode_plain(self, text: str, *, is_start: bool) -> list[int]:
-        if not is_start and self._prefixes_start_only:
-            return self._run(self._unprefixed, text)
-        return self._run(self._backend, text)
-
-    @staticmethod
-    def _run(backend: Backend, text: str) -> list[int]:
-        try:
-            encoding = backend.encode(text, add_special_tokens=False)
-        except UnicodeEncodeError:
-            # Joins surrogate pairs and replaces lone ones, which JSON can carry and UTF-8 cannot.
-            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            encoding = backend.encode(whole, add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
-
-    @functools.cached_property
-    def _controls(self) -> ControlMatcher:
-        return ControlMatcher(self._backend.get_added_tokens_decoder())
-
-    @functools.cached_property
-    def _prefixes_start_only(self) -> bool:
-        from minicpm.tokenizer.pretokenizers import describe, members
-
-        steps = members(describe(self._backend.pre_tokenizer), "pretokenizers")
-        return any(step.get("prepend_scheme") == "first" for step in steps)
-
-    @functools.cached_property
-    def _unprefixed(self) -> Backend:
-        if not self.vocabulary.prepends_space:
-            return self._backend
-        return backends.without_prefix(self._backend)

@@ -62,6 +62,7 @@ class Vocabulary:
         eos_id: the id that ends a sequence, if there is one.
         end_ids: further ids that end generation.
         pad_id: the padding id, if there is one.
+        added_ids: user-defined ids that are cut out of the text before anything else.
         unk_id: the id of unknown text, if there is one.
         adds_bos: whether a sequence begins with `bos_id`.
         adds_eos: whether a plain sequence ends with `eos_id`.
@@ -77,6 +78,7 @@ class Vocabulary:
     bos_id: int | None = None
     eos_id: int | None = None
     end_ids: frozenset[int] = frozenset()
+    added_ids: frozenset[int] = frozenset()
     pad_id: int | None = None
     unk_id: int | None = None
     adds_bos: bool = False
