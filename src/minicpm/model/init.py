@@ -49,6 +49,12 @@ def parameter_rules(config: ModelConfig) -> dict[str, ParameterRule]:
     return rules
 
 
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """Return a CPU generator whose draws depend on `seed` and `name` only."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
 @torch.no_grad()
 def initialize(model: MiniCPM, seed: int = 0) -> MiniCPM:
     """Set every parameter by its rule and return the model.
@@ -62,7 +68,8 @@ def initialize(model: MiniCPM, seed: int = 0) -> MiniCPM:
         if rule.init_std is None:
             parameter.fill_(1.0)
             continue
-        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, rule.init_std, generator=generator))
+        start = torch.empty(parameter.shape, device="cpu").normal_(
+            0.0, rule.init_std, generator=named_generator(seed, name)
+        )
+        parameter.copy_(start)
     return model

@@ -51,9 +51,8 @@ def test_rope_pairs_the_halves() -> None:
     assert rotate(x, cos, sin).flatten().tolist() == pytest.approx([-3.0, 2.0, 1.0, 4.0], abs=1e-6)
 
 
-@torch.no_grad()
-def test_a_16_bit_model_rotates_in_float32(tiny_config: ModelConfig) -> None:
-    model = initialize(MiniCPM(tiny_config)).to(torch.bfloat16)
+def recorded_cosines(model: MiniCPM) -> list[torch.Tensor]:
+    """The cosines that every pass from now on hands to the first layer."""
     seen: list[torch.Tensor] = []
 
     def record(module: nn.Module, args: tuple[object, ...]) -> None:
@@ -62,6 +61,22 @@ def test_a_16_bit_model_rotates_in_float32(tiny_config: ModelConfig) -> None:
         seen.append(rotation[0])
 
     model.model.layers[0].register_forward_pre_hook(record)
+    return seen
+
+
+@torch.no_grad()
+def test_positions_restart_in_every_document(tiny_config: ModelConfig) -> None:
+    model = MiniCPM(tiny_config)
+    seen = recorded_cosines(model)
+    model(torch.ones(2, 5, dtype=torch.long), document_ids=torch.tensor([[1, 1, 2, 2, 2], [4, 4, 4, 4, 1]]))
+    expected = [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
+    assert torch.equal(seen[0][:, 0, :, 0], torch.tensor(expected).float().cos())
+
+
+@torch.no_grad()
+def test_a_16_bit_model_rotates_in_float32(tiny_config: ModelConfig) -> None:
+    model = initialize(MiniCPM(tiny_config)).to(torch.bfloat16)
+    seen = recorded_cosines(model)
     model(torch.tensor([[5, 6]]), positions=torch.tensor([[300, 4095]]))
     assert seen[0].dtype == torch.float32
     assert seen[0][0, 0, :, 0].tolist() == pytest.approx([math.cos(300), math.cos(4095)], abs=3e-4)
