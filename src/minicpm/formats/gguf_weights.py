@@ -1,0 +1,79 @@
+"""An open GGUF file -> configuration and weights under HF names in HF row order.
+
+The one place that undoes the permutation of the q and k rows.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.architecture import ModelConfig
+from minicpm.errors import FormatError
+from minicpm.formats import names
+from minicpm.formats.gguf_config import ARCHITECTURES, config_from_gguf
+from minicpm.formats.gguf_read import GGUFFile
+from minicpm.formats.weight import Weight
+from minicpm.formats.weight_map import WeightEntry
+
+ROPE_TENSOR = "rope_freqs.weight"
+_TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16"}
+
+
+def gguf_config_and_entries(file: GGUFFile) -> tuple[ModelConfig, dict[str, WeightEntry]]:
+    """Return the configuration and every tensor of `file` but the rope divisors.
+
+    Raises:
+        FormatError: an unsupported architecture, a broken key, or a tensor of no known name.
+    """
+    where = str(file.path)
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        # Said before anything about tensors: their names differ among architectures.
+        raise FormatError(f"{where}: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}")
+    embedding = file.tensors.get(names.HF_TO_GGUF["model.embed_tokens.weight"])
+    if embedding is None or len(embedding.shape) != 2:
+        raise FormatError(f"{where}: the tensor token_embd.weight is missing or no matrix")
+    vocab_size = embedding.shape[0]
+    num_tokens = file.metadata.count("tokenizer.ggml.tokens")
+    if num_tokens not in (0, vocab_size):
+        raise FormatError(f"{where}: the vocabulary has {num_tokens} tokens, the embedding {vocab_size} rows")
+    divisors = file.weight(ROPE_TENSOR).decode().reshape(-1) if ROPE_TENSOR in file.tensors else None
+    config = config_from_gguf(
+        file.metadata,
+        vocab_size=vocab_size,
+        is_tied=names.HF_TO_GGUF["lm_head.weight"] not in file.tensors,
+        rope_divisors=divisors,
+        torch_dtype=_TORCH_DTYPES.get(embedding.block_type, "float16"),
+        where=where,
+    )
+    return config, _entries(file, config)
+
+
+def _entries(file: GGUFFile, config: ModelConfig) -> dict[str, WeightEntry]:
+    orders = {
+        ".q_proj.weight": names.rotate_half_order(config.num_attention_heads, config.head_dim),
+        ".k_proj.weight": names.rotate_half_order(config.num_key_value_heads, config.head_dim),
+    }
+    entries: dict[str, WeightEntry] = {}
+    unknown: list[str] = []
+    for theirs, info in file.tensors.items():
+        ours = names.translate(theirs, names.GGUF_TO_HF)
+        if ours is None:
+            unknown += [theirs] if theirs != ROPE_TENSOR else []
+            continue
+        order = next((rows for suffix, rows in orders.items() if ours.endswith(suffix)), None)
+        make = partial(file.weight, theirs) if order is None else partial(_reordered, file, theirs, order)
+        entries[ours] = WeightEntry(info.shape, info.block_type, make)
+    if unknown:
+        biased = " (biases are not supported)" if any(name.endswith(".bias") for name in unknown) else ""
+        raise FormatError(
+            f"{file.path}: tensors of no known name: {', '.join(unknown[:8])}, {len(unknown)} in all{biased}"
+        )
+    return entries
+
+
+def _reordered(file: GGUFFile, name: str, order: npt.NDArray[np.intp]) -> Weight:
+    return file.weight(name).take_rows(order)

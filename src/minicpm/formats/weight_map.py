@@ -1,0 +1,74 @@
+"""`LazyWeights`: a mapping of HF names to weights that are made when asked for, and the check against a configuration.
+
+A weight whose rows must be reordered is a copy; making it on demand keeps at most one such copy alive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from minicpm.architecture import ModelConfig
+from minicpm.errors import CheckpointError
+from minicpm.formats.weight import Weight
+
+
+@dataclass(frozen=True, slots=True)
+class WeightEntry:
+    """What is known of a weight before its bytes are touched, and the function that gives it."""
+
+    shape: tuple[int, ...]
+    block_type: str
+    make: Callable[[], Weight]
+
+
+class LazyWeights(Mapping[str, Weight]):
+    """HF names to weights, each made anew by every look-up. Safe to share among threads."""
+
+    def __init__(self, entries: Mapping[str, WeightEntry]) -> None:
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> Weight:
+        return self.entries[name].make()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def block_types(self) -> Counter[str]:
+        """Return how many tensors each block type has, the commonest first."""
+        return Counter(dict(Counter(entry.block_type for entry in self.entries.values()).most_common()))
+
+
+def check_shapes(entries: Mapping[str, WeightEntry], config: ModelConfig, where: str) -> None:
+    """Return when names and shapes are exactly those of `config`.
+
+    Raises:
+        CheckpointError: listing every missing, extra and misshapen tensor.
+    """
+    # A hostile configuration may claim billions of layers; the names of those would not fit the memory.
+    if config.num_hidden_layers > len(entries):
+        raise CheckpointError(
+            f"{where}: the configuration has {config.num_hidden_layers} layers, the file {len(entries)} tensors"
+        )
+    expected = config.weight_shapes()
+    problems = [f"{name} is missing" for name in expected if name not in entries]
+    problems += [f"{name} does not belong to the model" for name in entries if name not in expected]
+    for name, entry in entries.items():
+        if name in expected and entry.shape != expected[name]:
+            problems.append(f"{name} has shape {entry.shape}, expected {expected[name]}")
+    if problems:
+        raise CheckpointError(f"{where}: the tensors do not fit the configuration: {listing(problems)}")
+
+
+def listing(items: list[str], limit: int | None = None) -> str:
+    """Return `items` joined on one line, cut after `limit` with the number left out."""
+    if limit is None or len(items) <= limit:
+        return "; ".join(items)
+    return "; ".join(items[:limit]) + f"; and {len(items) - limit} more"
