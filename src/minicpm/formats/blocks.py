@@ -14,9 +14,10 @@ import numpy as np
 
 from minicpm.errors import FormatError
 from minicpm.formats.block_type import AnyArray, BlockType, Bytes, Floats
+from minicpm.formats.k_blocks import K_BLOCK_TYPES
 from minicpm.formats.simple_blocks import SIMPLE_BLOCK_TYPES
 
-BLOCK_TYPES: Mapping[str, BlockType] = MappingProxyType({t.name: t for t in SIMPLE_BLOCK_TYPES})
+BLOCK_TYPES: Mapping[str, BlockType] = MappingProxyType({t.name: t for t in (*SIMPLE_BLOCK_TYPES, *K_BLOCK_TYPES)})
 BLOCK_TYPE_OF_GGML_ID: Mapping[int, BlockType] = MappingProxyType({t.ggml_id: t for t in BLOCK_TYPES.values()})
 
 # Weights per piece: 512 KiB of float32, so that the intermediates of one piece fit the second-level cache.
