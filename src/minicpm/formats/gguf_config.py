@@ -16,7 +16,7 @@ import numpy as np
 from minicpm.architecture import MODEL_TYPES, ModelConfig, RopeScaling
 from minicpm.errors import ConfigError, FormatError
 from minicpm.formats.block_type import Floats
-from minicpm.formats.rope_factors import match_divisors
+from minicpm.formats.rope_factors import RAMPS, match_divisors
 
 ARCHITECTURES = MODEL_TYPES
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -105,6 +105,8 @@ def config_from_gguf(
     if architecture not in ARCHITECTURES:
         raise FormatError(f"{where}: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}")
     fields = _Fields(metadata, architecture, where)
+    if architecture == "granite" and metadata.get("granite.rope.scaling.finetuned") is False:
+        raise FormatError(f"{where}: granite.rope.scaling.finetuned is false: models without rope are not supported")
     if fields.integer("expert_count", 0):
         raise FormatError(f"{where}: {architecture}.expert_count > 0: mixtures of experts are not supported")
     hidden, layers, heads = (fields.integer(n) for n in ("embedding_length", "block_count", "attention.head_count"))
@@ -142,8 +144,10 @@ def _scales(fields: _Fields, hidden: int, layers: int) -> dict[str, Any]:
 
     Files of the first MiniCPM converter name no scales; they hold models with these of the 2B.
     """
+    attention = fields.number("attention.scale", 0.0) or None  # 0 stands for 1/√head_dim
     if fields.architecture == "llama":
-        return {"scale_emb": 1.0, "scale_depth": math.sqrt(layers), "dim_model_base": float(hidden)}
+        neutral = {"scale_emb": 1.0, "scale_depth": math.sqrt(max(layers, 1)), "dim_model_base": float(hidden)}
+        return neutral | {"attention_multiplier": attention}
     is_minicpm = fields.architecture == "minicpm"
     root = math.sqrt(max(layers, 1))
     residual = fields.metadata.get(f"{fields.architecture}.residual_scale", 1.4 / root if is_minicpm else 1.0)
@@ -152,14 +156,14 @@ def _scales(fields: _Fields, hidden: int, layers: int) -> dict[str, Any]:
         raise FormatError(
             f"{fields.where}: residual_scale {residual!r} or logit_scale {divisor!r} is no number other than 0"
         )
-    scales: dict[str, Any] = {
+    if attention is not None and is_minicpm:
+        raise FormatError(f"{fields.where}: minicpm.attention.scale is not supported; granite has one")
+    return {
         "scale_emb": fields.number("embedding_scale", 12.0 if is_minicpm else 1.0),
         "scale_depth": shortest_decimal(residual * root, _rounds_to(residual, lambda depth: depth / root)),
         "dim_model_base": shortest_decimal(hidden / divisor, _rounds_to(divisor, lambda base: hidden / base)),
+        "attention_multiplier": attention,
     }
-    if "attention.scale" in fields and not is_minicpm:
-        scales["attention_multiplier"] = fields.number("attention.scale")
-    return scales
 
 
 def _token_ids(metadata: Mapping[str, Any], vocab_size: int, where: str) -> dict[str, Any]:
@@ -183,18 +187,16 @@ def _rope_scaling(fields: _Fields, config: ModelConfig, divisors: Floats | None)
     factor = fields.number("rope.scaling.factor", 1.0) or 1.0  # converters write 0 for "not given"
     if "rope.scale_linear" in fields and kind == "none":
         kind, factor = "linear", fields.number("rope.scale_linear")
-    if kind not in ("none", "linear", "llama3", "ntk_by_parts"):
+    if kind not in ("none", "linear", *RAMPS):
         raise FormatError(
             f"{fields.where}: rope scaling {kind!r} is not supported; known: none, linear, rope_freqs.weight"
         )
     if divisors is None:
-        if kind in ("llama3", "ntk_by_parts"):
+        if kind in RAMPS:
             raise FormatError(f"{fields.where}: rope scaling {kind!r} without the tensor rope_freqs.weight")
         return RopeScaling("linear", factor) if kind == "linear" and factor != 1.0 else None
     if kind == "linear" and factor != 1.0:
         raise FormatError(f"{fields.where}: linear rope scaling together with rope_freqs.weight is not supported")
-    if (divisors == 1).all():
-        return None
     return match_divisors(divisors, config, _described_scaling(fields), fields.where)
 
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
 from minicpm.architecture import ModelConfig
 from minicpm.errors import FormatError
 from minicpm.formats import names
 from minicpm.formats.gguf_config import ARCHITECTURES, config_from_gguf
 from minicpm.formats.gguf_read import GGUFFile
+from minicpm.formats.rope_factors import ROPE_TENSOR
 from minicpm.formats.weight import Weight
 from minicpm.formats.weight_map import WeightEntry
 
-ROPE_TENSOR = "rope_freqs.weight"
 _TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16"}
 
 
@@ -53,10 +50,6 @@ def gguf_config_and_entries(file: GGUFFile) -> tuple[ModelConfig, dict[str, Weig
 
 
 def _entries(file: GGUFFile, config: ModelConfig) -> dict[str, WeightEntry]:
-    orders = {
-        ".q_proj.weight": names.rotate_half_order(config.num_attention_heads, config.head_dim),
-        ".k_proj.weight": names.rotate_half_order(config.num_key_value_heads, config.head_dim),
-    }
     entries: dict[str, WeightEntry] = {}
     unknown: list[str] = []
     for theirs, info in file.tensors.items():
@@ -64,8 +57,8 @@ def _entries(file: GGUFFile, config: ModelConfig) -> dict[str, WeightEntry]:
         if ours is None:
             unknown += [theirs] if theirs != ROPE_TENSOR else []
             continue
-        order = next((rows for suffix, rows in orders.items() if ours.endswith(suffix)), None)
-        make = partial(file.weight, theirs) if order is None else partial(_reordered, file, theirs, order)
+        num_heads = names.rotated_heads(ours, config)
+        make = partial(_reordered, file, theirs, num_heads) if num_heads else partial(file.weight, theirs)
         entries[ours] = WeightEntry(info.shape, info.block_type, make)
     if unknown:
         biased = " (biases are not supported)" if any(name.endswith(".bias") for name in unknown) else ""
@@ -75,5 +68,6 @@ def _entries(file: GGUFFile, config: ModelConfig) -> dict[str, WeightEntry]:
     return entries
 
 
-def _reordered(file: GGUFFile, name: str, order: npt.NDArray[np.intp]) -> Weight:
-    return file.weight(name).take_rows(order)
+def _reordered(file: GGUFFile, name: str, num_heads: int) -> Weight:
+    weight = file.weight(name)
+    return weight.take_rows(names.rotate_half_order(num_heads, weight.num_rows // num_heads))

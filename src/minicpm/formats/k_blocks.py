@@ -1,10 +1,11 @@
-"""Codecs of the super-block types Q4_K, Q5_K and Q6_K: 256 weights, whose sub-blocks have scales that are themselves rounded.
+"""Codecs of the super-block types Q4_K, Q5_K and Q6_K: 256 weights in sub-blocks whose scales are themselves rounded.
 
-A sub-block's scale is searched: each of some twenty trial scales gives levels, and the least-squares scale (and offset) of
-those levels is judged by its weighted squared error. Arrays in the search are (sub-block width, sub-blocks), so that every
-sum runs over the slow axis. What this leaves out: importance matrices.
+A sub-block's scale is searched: each of some twenty trial scales gives levels, and the least-squares scale (and
+offset) of those levels is judged by its weighted squared error. Arrays in the search are (sub-block width,
+sub-blocks), so that every sum runs over the slow axis. What this leaves out: importance matrices.
 
-Source: ggml `ggml-common.h` (layouts) and `ggml-quants.c` (which errors are weighted how); the fit is written from scratch.
+Source: ggml `ggml-common.h` (layouts) and `ggml-quants.c` (which errors are weighted how); the fit is written from
+scratch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _unpack_six_bits(packed: Bytes) -> tuple[Floats, Floats]:
 
 
 def _pack_six_bits(scales: Bytes, minima: Bytes) -> Bytes:
-    first = scales[:, :4] | ((scales[:, 4:] >> 4) << 6)
+    first: Bytes = scales[:, :4] | ((scales[:, 4:] >> 4) << 6)
     second = minima[:, :4] | ((minima[:, 4:] >> 4) << 6)
     return np.concatenate([first, second, (scales[:, 4:] & 15) | ((minima[:, 4:] & 15) << 4)], axis=1)
 
@@ -41,7 +42,8 @@ def _pack_six_bits(scales: Bytes, minima: Bytes) -> Bytes:
 def _join_nibbles(levels: Bytes) -> Bytes:
     """Return uint8 (n, 128): of each 64 weights, the first 32 in the low nibbles and the others in the high ones."""
     pairs = levels.reshape(-1, 4, 2, 32)
-    return ((pairs[:, :, 0] & 15) | (pairs[:, :, 1] << 4)).reshape(-1, SUPER // 2)
+    packed: Bytes = (pairs[:, :, 0] & 15) | (pairs[:, :, 1] << 4)
+    return packed.reshape(-1, SUPER // 2)
 
 
 def _split_nibbles(packed: Bytes) -> Bytes:
@@ -200,7 +202,8 @@ def _fit_signed(values: Floats) -> Floats:
     importance = np.square(values)
     weighted = importance * values
     inverse_largest = inverse(largest)
-    best_gain, best_scale = np.zeros_like(largest), np.zeros_like(largest)
+    best_gain: Floats = np.zeros_like(largest)
+    best_scale: Floats = np.zeros_like(largest)
     levels, product = np.empty_like(values), np.empty_like(values)
     for step in range(-9, 10):
         # The largest weight takes the level -32, or near it: that side has one level more.

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from minicpm.architecture import ModelConfig
+
 HF_TO_GGUF: Mapping[str, str] = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.layers.{}.input_layernorm.weight": "blk.{}.attn_norm.weight",
@@ -65,6 +67,13 @@ def translate(name: str, table: Mapping[str, str]) -> str | None:
 def is_ignored(name: str) -> bool:
     """Whether a tensor of this name carries nothing that the configuration does not say."""
     return _IGNORED.search(name) is not None
+
+
+def rotated_heads(name: str, config: ModelConfig) -> int:
+    """Return how many heads the rows of the HF-named weight make if rope turns them, else 0."""
+    if name.endswith(".self_attn.q_proj.weight"):
+        return config.num_attention_heads
+    return config.num_key_value_heads if name.endswith(".self_attn.k_proj.weight") else 0
 
 
 def interleaved_order(num_heads: int, head_dim: int) -> npt.NDArray[np.intp]:
