@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-MAX_STEPS = 10_000_000
+MAX_STEPS = 4_000_000
 MAX_SECONDS = 5.0
 MAX_NODES = 1 << 20
 
@@ -40,19 +40,23 @@ class Budget:
 
     def weigh(self, value: Any) -> Any:
         """`value` again, after counting what hangs below it (shared parts each time that they are reached)."""
-        left = MAX_NODES
+        left, characters = MAX_NODES, 0
         stack = [value]
         while stack:
             item = stack.pop()
             left -= 1
             if left < 0:
                 raise SecurityError(f"it nests more than {MAX_NODES} values")
-            if isinstance(item, Mapping):
+            if isinstance(item, str):
+                characters += len(item)
+            elif isinstance(item, Mapping):
                 stack.extend(item.keys())
                 stack.extend(item.values())
             elif isinstance(item, (list, tuple)):
                 if len(item) > left:
                     raise SecurityError(f"it nests more than {MAX_NODES} values")
                 stack.extend(item)
+        if characters > self.max_characters:
+            raise SecurityError(f"it nests {characters} characters of text; the limit is {self.max_characters}")
         self.spend(1 + (MAX_NODES - left) // 16)
         return value

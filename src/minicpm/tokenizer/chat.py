@@ -4,8 +4,8 @@ A row is laid out as the model will meet it: the prompt is encoded exactly as fo
 encoded on its own behind it, as the tokens that the model would have produced. For the MiniCPM vocabulary an answer
 therefore begins with its own `▁`, as it did in the original training rows. Bos stands once, at the start; each trained
 answer ends with one end token.
-Left out: shifting (label `i` belongs to id `i`; the loss compares it with the prediction made at `i - 1`), truncation and
-packing, which are the caller's.
+Left out: shifting (label `i` belongs to id `i`; the loss compares it with the prediction made at `i - 1`), truncation
+and packing, which are the caller's.
 Source: the row layout of the original training code, `[bos] + enc(input) + enc(output) + [eos]` with the input masked.
 """
 

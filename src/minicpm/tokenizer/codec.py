@@ -66,8 +66,8 @@ class TokenCodec:
             return [self.encode(text, allow_special=True) for text in texts]
         try:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except UnicodeEncodeError:
-            return [self.encode(text) for text in texts]
+        except TypeError:
+            encodings = self._backend.encode_batch_fast([_repair(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_spans(self, text: str, trusted: Spans) -> list[int]:
@@ -149,10 +149,8 @@ class TokenCodec:
     def _run(backend: Backend, text: str) -> list[int]:
         try:
             encoding = backend.encode(text, add_special_tokens=False)
-        except UnicodeEncodeError:
-            # Joins surrogate pairs and replaces lone ones, which JSON can carry and UTF-8 cannot.
-            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            encoding = backend.encode(whole, add_special_tokens=False)
+        except TypeError:
+            encoding = backend.encode(_repair(text), add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
@@ -172,3 +170,14 @@ class TokenCodec:
         if not self.vocabulary.prepends_space:
             return self._backend
         return backends.without_prefix(self._backend)
+
+
+def _repair(text: str) -> str:
+    """`text` with surrogate pairs joined and lone ones replaced: JSON can carry them, UTF-8 cannot.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text is expected, not {type(text).__name__}")
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

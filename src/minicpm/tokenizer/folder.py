@@ -123,7 +123,6 @@ def apply_settings(vocabulary: Vocabulary, settings: Settings) -> Vocabulary:
     def find(text: str | None, otherwise: int | None) -> int | None:
         return pieces.index(text) if text in pieces else otherwise
 
-    controls = [i for i, kind in enumerate(types) if kind == TokenType.CONTROL]
     eos = find(settings.eos_token, vocabulary.eos_id)
     return dataclasses.replace(
         vocabulary,
@@ -134,7 +133,7 @@ def apply_settings(vocabulary: Vocabulary, settings: Settings) -> Vocabulary:
         eos_id=eos,
         added_ids=frozenset(i for i, entry in settings.added.items() if not entry.special),
         pad_id=find(settings.pad_token, vocabulary.pad_id),
-        end_ids=ending_ids(pieces, controls) | frozenset(settings.eos_ids),
+        end_ids=ending_ids(pieces, types) | frozenset(settings.eos_ids),
         adds_eos=bool(settings.adds_eos) and eos is not None,
     )
 

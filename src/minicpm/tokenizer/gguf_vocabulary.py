@@ -41,7 +41,6 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[tuple
     added = [i for i, kind_of in enumerate(types) if kind_of == TokenType.USER_DEFINED]
     if scores is not None and len(scores) == size:
         added = [i for i in added if scores[i] == ADDED_SCORE]
-    controls = [i for i, kind_of in enumerate(types) if kind_of == TokenType.CONTROL]
     named = [_token_id(metadata, key, None) for key in ("eot_token_id", "eom_token_id")]
     vocabulary = Vocabulary(
         kind=kind,
@@ -51,7 +50,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[tuple
         pre=pre,
         bos_id=bos,
         eos_id=eos,
-        end_ids=ending_ids(pieces, controls) | {i for i in named if i is not None},
+        end_ids=ending_ids(pieces, types) | {i for i in named if i is not None},
         added_ids=frozenset(added),
         pad_id=_token_id(metadata, "padding_token_id", None),
         unk_id=_token_id(metadata, "unknown_token_id", defaults.get("unknown")),

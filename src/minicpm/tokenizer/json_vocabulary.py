@@ -43,7 +43,6 @@ def read_tokenizer_json(path: Path, settings: Settings) -> tuple[Backend, Vocabu
 
     bos = find(settings.bos_token, settings.bos_id, first)
     eos = find(settings.eos_token, settings.eos_ids[0] if settings.eos_ids else None, last)
-    controls = [i for i, type_of in enumerate(types) if type_of == TokenType.CONTROL]
     added = backend.get_added_tokens_decoder()
     adds_bos = settings.adds_bos if settings.adds_bos is not None else first is not None
     adds_eos = settings.adds_eos if settings.adds_eos is not None else last is not None
@@ -53,7 +52,7 @@ def read_tokenizer_json(path: Path, settings: Settings) -> tuple[Backend, Vocabu
         types=types,
         bos_id=bos,
         eos_id=eos,
-        end_ids=ending_ids(pieces, controls) | frozenset(settings.eos_ids),
+        end_ids=ending_ids(pieces, types) | frozenset(settings.eos_ids),
         added_ids=frozenset(i for i, token in added.items() if not token.special),
         pad_id=find(settings.pad_token, None, None),
         unk_id=unknown,

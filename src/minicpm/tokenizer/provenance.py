@@ -64,7 +64,7 @@ class TracedText(str):
         return self
 
     def _cut(self, start: int, stop: int) -> TracedText:
-        kept = ((max(a, start) - start, min(b, stop) - start) for a, b in self._spans if a < stop and b > start)
+        kept = ((max(a, start) - start, min(b, stop) - start) for a, b in self._spans if max(a, start) < min(b, stop))
         return TracedText(str.__getitem__(self, slice(start, stop)), tuple(kept))
 
     def __getitem__(self, key: SupportsIndex | slice) -> TracedText:
@@ -84,6 +84,8 @@ class TracedText(str):
         return join_texts((other, self)) if isinstance(other, str) else NotImplemented
 
     def __mul__(self, times: SupportsIndex) -> TracedText:
+        if not self._spans:
+            return TracedText(str.__mul__(self, times))
         return join_texts([self] * times.__index__())
 
     __rmul__ = __mul__

@@ -67,7 +67,6 @@ class _Parser:
             raise FormatError(f"{self.name} is a SentencePiece {kind} model; only BPE models are supported")
         charsmap = normalizer.get(2, b"")
         bos, eos, unk, pad = (self._id(trainer, n, default) for n, default in ((41, 1), (42, 2), (40, 0), (43, -1)))
-        controls = [i for i, kind_of in enumerate(self.types) if kind_of == TokenType.CONTROL]
         return Vocabulary(
             kind="llama",
             pieces=self.pieces,
@@ -75,7 +74,7 @@ class _Parser:
             scores=self.scores,
             bos_id=bos,
             eos_id=eos,
-            end_ids=ending_ids(self.pieces, controls),
+            end_ids=ending_ids(self.pieces, self.types),
             pad_id=pad,
             unk_id=unk,
             adds_bos=bos is not None if adds_bos is None else adds_bos,

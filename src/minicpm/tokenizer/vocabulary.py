@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from minicpm.errors import FormatError
@@ -116,6 +116,7 @@ class Vocabulary:
         return frozenset(i for i, kind in enumerate(self.types) if kind in hidden)
 
 
-def ending_ids(pieces: Sequence[str], control_ids: Iterable[int]) -> frozenset[int]:
-    """The control ids whose text ends a turn or a document (`END_TEXTS`)."""
-    return frozenset(i for i in control_ids if pieces[i] in END_TEXTS)
+def ending_ids(pieces: Sequence[str], types: Sequence[int]) -> frozenset[int]:
+    """The ids of control tokens whose text ends a turn or a document (`END_TEXTS`)."""
+    pairs = enumerate(zip(pieces, types, strict=False))
+    return frozenset(i for i, (piece, kind) in pairs if kind == TokenType.CONTROL and piece in END_TEXTS)
