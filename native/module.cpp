@@ -1,3 +1,174 @@
+// What Python sees: `Decoder`, `features`, `read_bandwidth`. Checks of types and shapes are here, of values in Decoder.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-NB_MODULE(_native, m) { m.doc() = "Compiled kernels and the decoder graph of minicpm."; }
+#include <stdexcept>
+#include <utility>
+
+#include "bandwidth.h"
+#include "decoder.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace minicpm {
+
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <class Array>
+auto span_of(const Array& array) {
+    return std::span(array.data(), array.size());
+}
+
+const Kernels& find_kernels(const std::string& name) {
+    const Kernels* found = kernel_by_name(name.c_str());
+    if (!found) {
+        std::string known;
+        for (const Kernels* const* k = available_kernels(); *k; ++k)
+            known += (known.empty() ? "" : ", ") + std::string((*k)->name);
+        throw std::invalid_argument("kernel '" + name + "' does not run on this machine; those that do: " + known);
+    }
+    return *found;
+}
+
+CacheType find_cache_type(const std::string& name) {
+    if (name == "f16") return CacheType::kF16;
+    if (name == "bf16") return CacheType::kBF16;
+    if (name == "f32") return CacheType::kF32;
+    throw std::invalid_argument("cache type '" + name + "' is unknown; known: f16, bf16, f32");
+}
+
+Shape shape_from(const nb::dict& fields) {
+    const auto whole = [&](const char* name) { return nb::cast<int>(fields[name]); };
+    const auto real = [&](const char* name) { return nb::cast<float>(fields[name]); };
+    const Shape shape{whole("hidden_size"),         whole("intermediate_size"),   whole("num_hidden_layers"),
+                      whole("num_attention_heads"), whole("num_key_value_heads"), whole("head_dim"),
+                      whole("vocab_size"),          real("rms_norm_eps"),         real("scale_emb"),
+                      real("residual_scale"),       real("logit_divisor"),        real("attention_scale")};
+    if (shape.head_width() > kLargestHeadWidth) {
+        throw std::invalid_argument("head_dim " + std::to_string(shape.head_dim) + " is above the engine's " +
+                                    std::to_string(kLargestHeadWidth));
+    }
+    return shape;
+}
+
+Decoder* make_decoder(void* memory, const nb::dict& shape, const std::string& kernel, int num_threads, int num_blocks,
+                      int block_tokens, const std::string& cache_type) {
+    if (num_threads < 1 || num_threads > 1024) throw std::invalid_argument("num_threads must be 1 to 1024");
+    if (num_blocks < 1) throw std::invalid_argument("num_blocks must be at least 1");
+    if (block_tokens < 32 || block_tokens % 32) throw std::invalid_argument("block_tokens must be a multiple of 32");
+    return new (memory) Decoder(shape_from(shape), {num_blocks, block_tokens, find_cache_type(cache_type)},
+                                find_kernels(kernel), num_threads);
+}
+
+void set_matrix(Decoder& decoder, const std::string& name, int layer, const std::string& block_type, const Bytes& data,
+                int columns) {
+    const BlockType* type = find_block_type(block_type);
+    if (!type) throw std::invalid_argument("the engine does not run block type " + block_type);
+    if (columns % type->inputs || data.shape(1) != size_t(columns) / type->inputs * type->bytes) {
+        throw std::invalid_argument("data does not have the row size of its block type");
+    }
+    const nb::gil_scoped_release released;
+    decoder.set_matrix(name, layer, *type, data.data(), static_cast<int>(data.shape(0)), columns);
+}
+
+bool is_interrupted() {
+    const nb::gil_scoped_acquire held;
+    return PyErr_CheckSignals() != 0;
+}
+
+void run_step(Decoder& decoder, const Ints& tokens, const Ints& positions, const Ints& sequences, const Table& tables,
+              const FloatRows& frequencies, const Ints& output_rows, bool wants_logits, const OutRows& out) {
+    const Shape& shape = decoder.shape();
+    const size_t width = wants_logits ? shape.vocab_size : shape.hidden_size;
+    if (out.shape(0) != output_rows.size() || out.shape(1) != width) {
+        throw std::invalid_argument("out does not have one row of the right width per output row");
+    }
+    const Step step{span_of(tokens),      span_of(positions),   span_of(sequences),
+                    span_of(tables),      int(tables.shape(1)), span_of(frequencies),
+                    span_of(output_rows), wants_logits,         is_interrupted};
+    bool interrupted = false;
+    {
+        const nb::gil_scoped_release released;
+        try {
+            decoder.step(step, out.data());
+        } catch (const Interrupted&) {
+            interrupted = true;
+        }
+    }
+    if (interrupted) throw nb::python_error();
+}
+
+nb::dict features() {
+    nb::dict result;
+    nb::list kernels;
+    for (const Kernels* const* k = available_kernels(); *k; ++k) kernels.append((*k)->name);
+    result["kernels"] = kernels;
+    nb::list sets;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#define MINICPM_ASK(name) \
+    if (__builtin_cpu_supports(name)) sets.append(name)
+    MINICPM_ASK("avx");
+    MINICPM_ASK("avx2");
+    MINICPM_ASK("fma");
+    MINICPM_ASK("f16c");
+    MINICPM_ASK("avx512f");
+    MINICPM_ASK("avx512bw");
+    MINICPM_ASK("avx512vl");
+    MINICPM_ASK("avx512vnni");
+    MINICPM_ASK("avx512bf16");
+#undef MINICPM_ASK
+#elif defined(__aarch64__)
+    sets.append("neon");
+#endif
+    result["instruction_sets"] = sets;
+    return result;
+}
+
+double measure_bandwidth(size_t bytes, int num_threads, int rounds) {
+    if (bytes < 1 || num_threads < 1 || rounds < 1) throw std::invalid_argument("all arguments must be at least 1");
+    const nb::gil_scoped_release released;
+    return read_bandwidth(bytes, num_threads, rounds);
+}
+
+}  // namespace
+
+}  // namespace minicpm
+
+NB_MODULE(_native, m) {
+    using namespace minicpm;
+    m.doc() = "Compiled kernels and the decoder graph of minicpm.";
+    m.def("features", &features);
+    m.def("read_bandwidth", &measure_bandwidth, "num_bytes"_a, "num_threads"_a, "rounds"_a = 3);
+    nb::class_<Decoder>(m, "Decoder")
+        .def(
+            "__init__",
+            [](Decoder* memory, const nb::dict& shape, const std::string& kernel, int num_threads, int num_blocks,
+               int block_tokens, const std::string& cache_type) {
+                make_decoder(memory, shape, kernel, num_threads, num_blocks, block_tokens, cache_type);
+            },
+            "shape"_a, "kernel"_a, "num_threads"_a, "num_blocks"_a, "block_tokens"_a, "cache_type"_a)
+        .def("set_matrix", &set_matrix, "name"_a, "layer"_a, "block_type"_a, "data"_a, "columns"_a)
+        .def(
+            "set_norm",
+            [](Decoder& decoder, const std::string& name, int layer, const Floats& weight) {
+                decoder.set_norm(name, layer, span_of(weight));
+            },
+            "name"_a, "layer"_a, "weight"_a)
+        .def("step", &run_step, "tokens"_a, "positions"_a, "sequences"_a, "block_tables"_a, "frequencies"_a,
+             "output_rows"_a, "wants_logits"_a, "out"_a)
+        .def_prop_ro("kernel", [](const Decoder& decoder) { return decoder.kernels().name; })
+        .def_prop_ro("num_threads", &Decoder::num_threads)
+        .def_prop_ro("weight_bytes", &Decoder::weight_bytes)
+        .def_prop_ro("cache_bytes", &Decoder::cache_bytes);
+}

@@ -1,0 +1,210 @@
+// Attention over the paged cache, written once over a vector class `V`; see body.h for how it is included.
+
+template <class V>
+struct Attention {
+    using F = typename V::F;
+    static constexpr int W = V::kLanes;
+    static constexpr int kQueries = V::kQueries;
+
+    template <CacheType T>
+    MINICPM_INLINE static F load(const uint8_t* at) {
+        if constexpr (T == CacheType::kF32) return V::load(reinterpret_cast<const float*>(at));
+        if constexpr (T == CacheType::kF16) return V::load_f16(reinterpret_cast<const uint16_t*>(at));
+        if constexpr (T == CacheType::kBF16) return V::load_bf16(reinterpret_cast<const uint16_t*>(at));
+    }
+
+    template <CacheType T>
+    MINICPM_INLINE static void write(uint8_t* at, F x) {
+        if constexpr (T == CacheType::kF32) V::store(reinterpret_cast<float*>(at), x);
+        if constexpr (T == CacheType::kF16) V::store_f16(reinterpret_cast<uint16_t*>(at), x);
+        if constexpr (T == CacheType::kBF16) V::store_bf16(reinterpret_cast<uint16_t*>(at), x);
+    }
+
+    template <CacheType T, class Value>
+    static void store_as(const LayerCache& cache, int block, int head, int offset, const float* key,
+                         const float* value) {
+        auto* keys = reinterpret_cast<Value*>(cache.keys(block, head)) + offset;
+        auto* values = reinterpret_cast<Value*>(cache.values(block, head)) + size_t(offset) * cache.head_width;
+        alignas(64) Value line[W];
+        for (int i = 0; i < cache.head_width; i += W) {
+            write<T>(reinterpret_cast<uint8_t*>(values + i), V::load(value + i));
+            write<T>(reinterpret_cast<uint8_t*>(line), V::load(key + i));
+            for (int j = 0; j < W; ++j) keys[size_t(i + j) * cache.block_tokens] = line[j];
+        }
+    }
+
+    static void store(const LayerCache& cache, int block, int head, int offset, const float* key, const float* value) {
+        switch (cache.type) {
+            case CacheType::kF16:
+                return store_as<CacheType::kF16, uint16_t>(cache, block, head, offset, key, value);
+            case CacheType::kBF16:
+                return store_as<CacheType::kBF16, uint16_t>(cache, block, head, offset, key, value);
+            case CacheType::kF32:
+                return store_as<CacheType::kF32, uint32_t>(cache, block, head, offset, key, value);
+        }
+    }
+
+    using Scores = float[kQueries][kChunkPositions];
+
+    // q·k of R queries with positions [begin, end), in strips of two vectors.
+    template <CacheType T, int R>
+    static void score(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
+                      const float* const* queries, Scores& scores) {
+        constexpr size_t kValue = T == CacheType::kF32 ? 4 : 2;
+        const size_t row = cache.block_tokens * kValue;
+        for (int position = begin; position < end; position += 2 * W) {
+            const int offset = position % cache.block_tokens;
+            const uint8_t* keys = cache.keys(table[position / cache.block_tokens], head) + offset * kValue;
+            F low[R], high[R];
+            for (int r = 0; r < R; ++r) low[r] = high[r] = V::zero();
+            for (int d = 0; d < cache.head_width; ++d, keys += row) {
+                const F k0 = load<T>(keys), k1 = load<T>(keys + W * kValue);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    const F q = V::broadcast(queries[r] + d);
+                    low[r] = V::fma(q, k0, low[r]);
+                    high[r] = V::fma(q, k1, high[r]);
+                }
+            }
+            for (int r = 0; r < R; ++r) {
+                V::store(scores[r] + position - begin, low[r]);
+                V::store(scores[r] + position - begin + W, high[r]);
+            }
+        }
+    }
+
+    // Turns the first `visible` of `length` scores into exponentials and the rest into zeros.
+    static void exponentiate(float* scores, int visible, int length, Partial& out) {
+        const int padded = (length + 2 * W - 1) / (2 * W) * (2 * W);
+        for (int i = visible; i < padded; ++i) scores[i] = -__builtin_inff();
+        F largest = V::set1(-__builtin_inff());
+        for (int i = 0; i < visible; i += W) largest = V::max(largest, V::load(scores + i));
+        out.largest = V::largest(largest);
+        const F shift = V::set1(out.largest);
+        for (int i = 0; i < visible; i += W) {
+            V::store(scores + i, Body<V>::exp(V::sub(V::load(scores + i), shift)));
+        }
+        for (int i = visible; i < padded; ++i) scores[i] = 0.0f;
+        F total = V::zero();
+        for (int i = 0; i < visible; i += W) total = V::add(total, V::load(scores + i));
+        out.total = V::sum(total);
+    }
+
+    // Σ weight × value of R queries over positions [begin, end), C vectors of the head at a time.
+    template <CacheType T, int R, int C>
+    static void weigh(const LayerCache& cache, const int32_t* table, int head, int begin, int end, int column,
+                      const Scores& weights, Partial* out) {
+        constexpr size_t kValue = T == CacheType::kF32 ? 4 : 2;
+        const size_t row = cache.head_width * kValue;
+        F sums[R][C];
+        for (int r = 0; r < R; ++r) {
+            for (int c = 0; c < C; ++c) sums[r][c] = V::zero();
+        }
+        for (int position = begin; position < end;) {
+            const int offset = position % cache.block_tokens;
+            const int count =
+                end - position < cache.block_tokens - offset ? end - position : cache.block_tokens - offset;
+            const uint8_t* values = cache.values(table[position / cache.block_tokens], head) + offset * row;
+            values += column * kValue;
+            for (int i = 0; i < count; ++i, values += row) {
+                F v[C];
+#pragma GCC unroll 4
+                for (int c = 0; c < C; ++c) v[c] = load<T>(values + c * W * kValue);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    const F p = V::broadcast(weights[r] + (position - begin) + i);
+#pragma GCC unroll 4
+                    for (int c = 0; c < C; ++c) sums[r][c] = V::fma(p, v[c], sums[r][c]);
+                }
+            }
+            position += count;
+        }
+        for (int r = 0; r < R; ++r) {
+            for (int c = 0; c < C; ++c) V::store(out[r].values + column + c * W, sums[r][c]);
+        }
+    }
+
+    template <CacheType T, int R>
+    static void attend_rows(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
+                            const float* const* queries, const int* limits, Partial* out) {
+        alignas(64) Scores scores;
+        int last = begin;
+        for (int r = 0; r < R; ++r) {
+            const int limit = limits[r] < end ? limits[r] : end;
+            last = limit > last ? limit : last;
+        }
+        score<T, R>(cache, table, head, begin, last, queries, scores);
+        for (int r = 0; r < R; ++r) {
+            const int limit = limits[r] < end ? limits[r] : end;
+            exponentiate(scores[r], limit > begin ? limit - begin : 0, last - begin, out[r]);
+        }
+        constexpr int kColumns = R * 4 <= V::kAccumulators ? 4 : (R * 2 <= V::kAccumulators ? 2 : 1);
+        int column = 0;
+        for (; column + kColumns * W <= cache.head_width; column += kColumns * W) {
+            weigh<T, R, kColumns>(cache, table, head, begin, last, column, scores, out);
+        }
+        for (; column < cache.head_width; column += W) {
+            weigh<T, R, 1>(cache, table, head, begin, last, column, scores, out);
+        }
+    }
+
+    template <CacheType T, int R>
+    static void attend_some(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
+                            const float* const* queries, const int* limits, int count, Partial* out) {
+        if constexpr (R > 0) {
+            if (count == R) {
+                attend_rows<T, R>(cache, table, head, begin, end, queries, limits, out);
+            } else {
+                attend_some<T, R - 1>(cache, table, head, begin, end, queries, limits, count, out);
+            }
+        }
+    }
+
+    template <CacheType T>
+    static void attend_as(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
+                          const float* const* queries, const int* limits, int count, Partial* out) {
+        for (int i = 0; i < count; i += kQueries) {
+            const int n = count - i < kQueries ? count - i : kQueries;
+            attend_some<T, kQueries>(cache, table, head, begin, end, queries + i, limits + i, n, out + i);
+        }
+    }
+
+    static void attend(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
+                       const float* const* queries, const int* limits, int count, Partial* out) {
+        switch (cache.type) {
+            case CacheType::kF16:
+                return attend_as<CacheType::kF16>(cache, table, head, begin, end, queries, limits, count, out);
+            case CacheType::kBF16:
+                return attend_as<CacheType::kBF16>(cache, table, head, begin, end, queries, limits, count, out);
+            case CacheType::kF32:
+                return attend_as<CacheType::kF32>(cache, table, head, begin, end, queries, limits, count, out);
+        }
+    }
+
+    static void join(Partial& sum, const Partial& next, int head_width) {
+        if (next.total == 0.0f) return;
+        if (sum.total == 0.0f) {
+            for (int i = 0; i < head_width; i += W) V::store(sum.values + i, V::load(next.values + i));
+            sum.largest = next.largest;
+            sum.total = next.total;
+            return;
+        }
+        const float largest = next.largest > sum.largest ? next.largest : sum.largest;
+        const F keep = Body<V>::exp(V::set1(sum.largest - largest));
+        const F take = Body<V>::exp(V::set1(next.largest - largest));
+        for (int i = 0; i < head_width; i += W) {
+            const F kept = V::mul(V::load(sum.values + i), keep);
+            V::store(sum.values + i, V::fma(V::load(next.values + i), take, kept));
+        }
+        sum.total = V::first(V::fma(V::set1(next.total), take, V::mul(V::set1(sum.total), keep)));
+        sum.largest = largest;
+    }
+};
+
+template <class V>
+constexpr Kernels make_kernels(const char* name, bool (*runs_here)()) {
+    using B = Body<V>;
+    using A = Attention<V>;
+    return Kernels{name,      runs_here, B::form,  B::prepare, B::multiply, B::rms_norm,
+                   B::swiglu, B::rotate, A::store, A::attend,  A::join};
+}

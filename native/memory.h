@@ -1,0 +1,108 @@
+// Zeroed memory straight from the operating system, in huge pages where it grants them, untouched pages costing
+// nothing.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <utility>
+#include <vector>
+
+namespace minicpm {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+constexpr size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// One mapping; aligned to a huge page if it is as large as one.
+class Region {
+  public:
+    Region() = default;
+    explicit Region(size_t bytes) : bytes_(round_up(bytes ? bytes : 1, 4096)) {
+        mapped_ = bytes_ + (bytes_ >= kHugePage ? kHugePage : 0);
+        base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base_ == MAP_FAILED) {
+            base_ = nullptr;
+            throw std::bad_alloc();
+        }
+        data_ = static_cast<uint8_t*>(base_);
+        if (bytes_ >= kHugePage) {
+            data_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(base_), kHugePage));
+#ifdef MADV_HUGEPAGE
+            madvise(data_, bytes_, MADV_HUGEPAGE);
+#endif
+        }
+    }
+    Region(Region&& other) noexcept { swap(other); }
+    Region& operator=(Region&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    Region(const Region&) = delete;
+    Region& operator=(const Region&) = delete;
+    ~Region() {
+        if (base_) munmap(base_, mapped_);
+    }
+
+    uint8_t* data() const { return data_; }
+    size_t bytes() const { return bytes_; }
+
+  private:
+    void swap(Region& other) {
+        std::swap(base_, other.base_);
+        std::swap(data_, other.data_);
+        std::swap(bytes_, other.bytes_);
+        std::swap(mapped_, other.mapped_);
+    }
+
+    void* base_ = nullptr;
+    uint8_t* data_ = nullptr;
+    size_t bytes_ = 0;
+    size_t mapped_ = 0;
+};
+
+// Hands out 64-byte-aligned pieces that live as long as the arena. Many small weights share huge pages.
+class Arena {
+  public:
+    uint8_t* take(size_t bytes) {
+        bytes = round_up(bytes, 64);
+        if (bytes > left_) {
+            const size_t chunk = bytes > kChunk ? bytes : kChunk;
+            regions_.emplace_back(chunk);
+            next_ = regions_.back().data();
+            left_ = chunk;
+        }
+        uint8_t* piece = next_;
+        next_ += bytes;
+        left_ -= bytes;
+        used_ += bytes;
+        return piece;
+    }
+    size_t used_bytes() const { return used_; }
+
+  private:
+    static constexpr size_t kChunk = size_t{64} << 20;
+    std::vector<Region> regions_;
+    uint8_t* next_ = nullptr;
+    size_t left_ = 0;
+    size_t used_ = 0;
+};
+
+// A buffer that grows and never shrinks; growing loses the contents.
+template <class T>
+class Buffer {
+  public:
+    T* reserve(size_t count) {
+        if (count * sizeof(T) > region_.bytes()) region_ = Region(count * sizeof(T));
+        return data();
+    }
+    T* data() const { return reinterpret_cast<T*>(region_.data()); }
+    size_t bytes() const { return region_.bytes(); }
+
+  private:
+    Region region_;
+};
+
+}  // namespace minicpm

@@ -1,0 +1,49 @@
+"""Types of the compiled part; native/module.cpp defines it."""
+
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+class Features(TypedDict):
+    """Kernels that run on this machine, best first, and the instruction sets found."""
+
+    kernels: list[str]
+    instruction_sets: list[str]
+
+def features() -> Features: ...
+def read_bandwidth(num_bytes: int, num_threads: int, rounds: int = 3) -> float: ...
+
+class Decoder:
+    """The decoder graph; every array is C-contiguous. Raises ValueError for what `step` cannot run."""
+
+    def __init__(
+        self,
+        shape: dict[str, float],
+        kernel: str,
+        num_threads: int,
+        num_blocks: int,
+        block_tokens: int,
+        cache_type: str,
+    ) -> None: ...
+    def set_matrix(self, name: str, layer: int, block_type: str, data: npt.NDArray[np.uint8], columns: int) -> None: ...
+    def set_norm(self, name: str, layer: int, weight: npt.NDArray[np.float32]) -> None: ...
+    def step(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        sequences: npt.NDArray[np.int32],
+        block_tables: npt.NDArray[np.int32],
+        frequencies: npt.NDArray[np.float32],
+        output_rows: npt.NDArray[np.int32],
+        wants_logits: bool,
+        out: npt.NDArray[np.float32],
+    ) -> None: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def cache_bytes(self) -> int: ...
