@@ -70,7 +70,7 @@ class TransformersBackend:
 
         kind: Any = parse_dtype(dtype) if dtype else "auto"
         try:
-            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, trust_remote_code=False).eval()
+            self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, trust_remote_code=False)
         except (ValueError, OSError) as error:
             raise ConfigError(
                 f"transformers cannot open {path}: {str(error).splitlines()[0]}; "
