@@ -16,20 +16,11 @@ import numpy as np
 from minicpm.architecture import MODEL_TYPES, ModelConfig, RopeScaling
 from minicpm.errors import ConfigError, FormatError
 from minicpm.formats.block_type import Floats
+from minicpm.formats.decimals import shortest_decimal
 from minicpm.formats.rope_factors import RAMPS, match_divisors
 
 ARCHITECTURES = MODEL_TYPES
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-
-
-def shortest_decimal(value: float, fits: Callable[[float], bool], max_digits: int = 9) -> float:
-    """Return the decimal with the fewest digits near `value` for which `fits` holds, else `value`."""
-    if math.isfinite(value):
-        for digits in range(1, max_digits + 1):
-            candidate = float(f"{value:.{digits}g}")
-            if fits(candidate):
-                return candidate
-    return value
 
 
 def _rounds_to(stored: float, of: Callable[[float], float] = float) -> Callable[[float], bool]:

@@ -34,15 +34,17 @@ def _unpack_six_bits(packed: Bytes) -> tuple[Floats, Floats]:
 
 
 def _pack_six_bits(scales: Bytes, minima: Bytes) -> Bytes:
-    first: Bytes = scales[:, :4] | ((scales[:, 4:] >> 4) << 6)
-    second = minima[:, :4] | ((minima[:, 4:] >> 4) << 6)
-    return np.concatenate([first, second, (scales[:, 4:] & 15) | ((minima[:, 4:] & 15) << 4)], axis=1)
+    first: Bytes = scales[:, :4] | ((scales[:, 4:] >> np.uint8(4)) << np.uint8(6))
+    second = minima[:, :4] | ((minima[:, 4:] >> np.uint8(4)) << np.uint8(6))
+    return np.concatenate(
+        [first, second, (scales[:, 4:] & np.uint8(15)) | ((minima[:, 4:] & np.uint8(15)) << np.uint8(4))], axis=1
+    )
 
 
 def _join_nibbles(levels: Bytes) -> Bytes:
     """Return uint8 (n, 128): of each 64 weights, the first 32 in the low nibbles and the others in the high ones."""
     pairs = levels.reshape(-1, 4, 2, 32)
-    packed: Bytes = (pairs[:, :, 0] & 15) | (pairs[:, :, 1] << 4)
+    packed: Bytes = (pairs[:, :, 0] & np.uint8(15)) | (pairs[:, :, 1] << np.uint8(4))
     return packed.reshape(-1, SUPER // 2)
 
 
