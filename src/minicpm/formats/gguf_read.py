@@ -9,9 +9,7 @@ Source: the GGUF specification (ggml `docs/gguf.md`).
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from minicpm.errors import FormatError
 from minicpm.formats.block_type import Bytes
 from minicpm.formats.blocks import BLOCK_TYPE_OF_GGML_ID, BLOCK_TYPES
 from minicpm.formats.gguf_metadata import Cursor, Metadata, read_metadata
+from minicpm.formats.mapped_file import map_file
 from minicpm.formats.weight import Weight
 
 MAGIC = b"GGUF"
@@ -65,28 +64,6 @@ class GGUFFile:
             info.shape,
             self.data[info.offset : info.offset + info.num_bytes].reshape(num_rows, info.num_bytes // num_rows),
         )
-
-
-def map_file(path: Path) -> Bytes:
-    """Return the bytes of a regular file as a read-only array that is backed by the file.
-
-    Raises:
-        FormatError: the file is missing, unreadable, empty, or no regular file (a pipe would block for ever).
-    """
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise FormatError(f"{path} is not a regular file")
-            if not status.st_size:
-                raise FormatError(f"{path} is empty")
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:

@@ -9,7 +9,6 @@ Source: the GGUF specification (ggml `docs/gguf.md`).
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 from collections import Counter
@@ -58,7 +57,7 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, Any], tensor
     table, offset = [], 0
     for name, entry in tensors.items():
         table.append(_tensor_entry(name, entry, offset))
-        offset += _padded(_num_bytes(entry), alignment)
+        offset += _padded(entry.num_bytes, alignment)
     head = MAGIC + struct.pack("<IQQ", 3, len(tensors), len(metadata)) + pairs + b"".join(table)
     head += bytes(_padded(len(head), alignment) - len(head))
     with atomic_file(Path(path), len(head) + offset) as file:
@@ -120,10 +119,6 @@ def _for_gguf(name: str, entry: WeightEntry, config: ModelConfig) -> WeightEntry
 
 def _padded(num_bytes: int, alignment: int) -> int:
     return -(-num_bytes // alignment) * alignment
-
-
-def _num_bytes(entry: WeightEntry) -> int:
-    return math.prod(entry.shape[:-1]) * block_type(entry.block_type).row_bytes(entry.shape[-1])
 
 
 def _tensor_entry(name: str, entry: WeightEntry, offset: int) -> bytes:

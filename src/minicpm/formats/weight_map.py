@@ -5,12 +5,14 @@ A weight whose rows must be reordered is a copy; making it on demand keeps at mo
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError
+from minicpm.formats.blocks import block_type
 from minicpm.formats.weight import Weight
 
 
@@ -21,6 +23,11 @@ class WeightEntry:
     shape: tuple[int, ...]
     block_type: str
     make: Callable[[], Weight]
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that the weight takes in its block type."""
+        return math.prod(self.shape[:-1]) * block_type(self.block_type).row_bytes(self.shape[-1])
 
 
 class LazyWeights(Mapping[str, Weight]):
@@ -64,11 +71,4 @@ def check_shapes(entries: Mapping[str, WeightEntry], config: ModelConfig, where:
         if name in expected and entry.shape != expected[name]:
             problems.append(f"{name} has shape {entry.shape}, expected {expected[name]}")
     if problems:
-        raise CheckpointError(f"{where}: the tensors do not fit the configuration: {listing(problems)}")
-
-
-def listing(items: list[str], limit: int | None = None) -> str:
-    """Return `items` joined on one line, cut after `limit` with the number left out."""
-    if limit is None or len(items) <= limit:
-        return "; ".join(items)
-    return "; ".join(items[:limit]) + f"; and {len(items) - limit} more"
+        raise CheckpointError(f"{where}: the tensors do not fit the configuration: {'; '.join(problems)}")

@@ -1,0 +1,35 @@
+"""`map_file`: the bytes of a file without reading them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from minicpm.errors import FormatError
+from minicpm.formats.block_type import Bytes
+
+
+def map_file(path: Path) -> Bytes:
+    """Return the bytes of a regular file as a read-only array, uint8 (size,), that is backed by the file.
+
+    Raises:
+        FormatError: the file is missing, unreadable, empty, or no regular file (a pipe would block for ever).
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"{path} is not a regular file")
+            if not status.st_size:
+                raise FormatError(f"{path} is empty")
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
