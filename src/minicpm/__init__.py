@@ -6,21 +6,60 @@ Public names are loaded when first used, so that `import minicpm` costs next to 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minicpm.architecture import PRESETS, ModelConfig
+    from minicpm.engine import LanguageModel
     from minicpm.errors import MiniCPMError
 
 __version__ = "0.1.0"
 
-__all__ = ["PRESETS", "MiniCPMError", "ModelConfig", "__version__"]
+__all__ = ["PRESETS", "LanguageModel", "MiniCPMError", "ModelConfig", "__version__", "load"]
 
 _HOMES = {
     "PRESETS": "minicpm.architecture",
+    "LanguageModel": "minicpm.engine",
     "MiniCPMError": "minicpm.errors",
     "ModelConfig": "minicpm.architecture",
 }
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    context_length: int | None = None,
+    num_threads: int | None = None,
+    max_parallel: int = 16,
+    kv_cache_tokens: int | None = None,
+) -> LanguageModel:
+    """Return a model, ready to `chat`, `stream`, `generate`, and tell its `logprobs`.
+
+    Args:
+        name_or_path: a name such as "smollm2", which is fetched when it is not here yet; a GGUF file; or a folder.
+        context_length: the longest sequence in tokens; None is what the model was trained on, or as much as fits.
+        num_threads: of the processor; None is all that this process may use.
+        max_parallel: how many sequences run at once at most.
+        kv_cache_tokens: tokens of all sequences together that the cache holds; None is a whole context of each, or as
+            many as fit into half of the free memory. With fewer, sequences wait for each other.
+
+    Raises:
+        HubError: nothing is called so, or it cannot be fetched.
+        FormatError: the file is broken or of an unsupported kind.
+        CheckpointError: weights, configuration and vocabulary do not fit each other.
+        EngineError: a setting out of range, or too little memory; checked before any is taken.
+    """
+    from minicpm.engine.opening import open_language_model
+    from minicpm.hub import resolve
+
+    return open_language_model(
+        resolve(name_or_path if isinstance(name_or_path, str) else os.fspath(name_or_path)),
+        context_length=context_length,
+        num_threads=num_threads,
+        max_parallel=max_parallel,
+        kv_cache_tokens=kv_cache_tokens,
+    )
 
 
 def __getattr__(name: str) -> Any:

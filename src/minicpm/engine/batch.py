@@ -1,0 +1,67 @@
+"""One step as arrays: the rows of all its chunks, and which of their outputs are wanted.
+
+Left out: choosing the chunks (`scheduler.py`) and reading the outputs (`engine.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.engine.scheduler import Chunk
+
+Ints: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """N rows of a step and the M rows among them whose outputs are wanted; the legend is that of `Decoder.step`.
+
+    `num_outputs` says how many of the M belong to each chunk: they are its last rows.
+    """
+
+    chunks: Items[Chunk]
+    tokens: Ints
+    positions: Ints
+    sequences: Ints
+    output_rows: Ints
+    num_outputs: Items[int]
+    wants_hidden: bool
+
+
+def build_batch(chunks: Items[Chunk]) -> Batch:
+    """Return the arrays of `chunks`, one after another."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    sequences: list[int] = []
+    output_rows: list[int] = []
+    num_outputs = []
+    for chunk in chunks:
+        sequence, start = chunk.sequence, chunk.sequence.num_computed
+        stop = start + chunk.num_tokens
+        tokens += sequence.token_ids[start:stop]
+        positions += range(start, stop)
+        sequences += [sequence.slot] * chunk.num_tokens
+        num_wanted = _num_wanted(chunk, start, stop)
+        num_outputs.append(num_wanted)
+        output_rows += range(len(tokens) - num_wanted, len(tokens))
+    return Batch(
+        chunks=chunks,
+        tokens=np.array(tokens, np.int32),
+        positions=np.array(positions, np.int32),
+        sequences=np.array(sequences, np.int32),
+        output_rows=np.array(output_rows, np.int32),
+        num_outputs=num_outputs,
+        wants_hidden=chunks[0].sequence.wants_hidden,
+    )
+
+
+def _num_wanted(chunk: Chunk, start: int, stop: int) -> int:
+    sequence = chunk.sequence
+    if sequence.reads_every_row and sequence.num_read < sequence.num_prompt_tokens:
+        return stop - max(start, min(sequence.num_read, stop))
+    return 1 if stop == len(sequence.token_ids) else 0

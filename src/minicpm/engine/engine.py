@@ -1,0 +1,300 @@
+"""`Engine`: requests in, tokens out; one `step` is one run of the decoder over every sequence that is under way.
+
+Left out: text of prompts, chat and files (`language_model.py`), and loops, threads or queues around `step`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from minicpm.architecture import ModelConfig
+from minicpm.engine.batch import Batch, Ints, build_batch
+from minicpm.engine.cache import BlockPool
+from minicpm.engine.interrupts import InterruptShield
+from minicpm.engine.outputs import Floats, read_hidden, score_prompt, token_logprob
+from minicpm.engine.sampling import choose_token, log_softmax
+from minicpm.engine.scheduler import Chunk, Limits, Scheduler
+from minicpm.engine.sequence import Request, Sequence, TokenLogprob
+from minicpm.engine.stopping import Ending, FinishReason
+from minicpm.errors import EngineError
+from minicpm.tokenizer import Tokenizer
+
+
+class StepDecoder(Protocol):
+    """What the engine needs of a `Decoder`."""
+
+    def step(
+        self,
+        tokens: Ints,
+        positions: Ints,
+        sequences: Ints,
+        block_tables: Ints,
+        output_rows: Ints,
+        outputs: Literal["logits", "hidden"] = "logits",
+    ) -> Floats:
+        """Compute rows of several sequences."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a step brought for one sequence: a token with the text that it made certain, the end, or both."""
+
+    sequence: Sequence
+    token_id: int | None = None
+    text: str = ""
+    logprob: TokenLogprob | None = None
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an engine is; blocks are those of the KV cache."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_held_blocks: int
+    num_kept_blocks: int
+    num_steps: int
+    num_computed_tokens: int
+    num_preemptions: int
+
+
+class Engine:
+    """Runs requests together over one decoder and one paged KV cache.
+
+    `add`, `cancel` and `load` may be called from any thread at any time; of several threads in `step`, one runs. After
+    Ctrl-C in `step` nothing of that step has happened and the engine goes on as before.
+    """
+
+    def __init__(
+        self,
+        decoder: StepDecoder,
+        config: ModelConfig,
+        *,
+        num_blocks: int,
+        block_tokens: int = 32,
+        context_length: int | None = None,
+        limits: Limits | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        """Start with nothing to do.
+
+        Args:
+            decoder: has `num_blocks` blocks of `block_tokens` positions, or more.
+            config: the decoder's.
+            num_blocks: blocks of the KV cache, at least those of one context.
+            block_tokens: positions per block.
+            context_length: the longest sequence, prompt and reply; default: what the model was trained on.
+            limits: how much runs and waits at once.
+            tokenizer: gives events their text; without one there is no text.
+
+        Raises:
+            EngineError: the blocks do not hold one context.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.limits = limits or Limits()
+        self.context_length = config.max_position_embeddings if context_length is None else context_length
+        max_blocks = -(-self.context_length // block_tokens)
+        if num_blocks < max_blocks:
+            raise EngineError(
+                f"a context of {self.context_length} tokens takes {max_blocks} blocks of {block_tokens}; "
+                f"the KV cache has {num_blocks}"
+            )
+        # A model may have rows for tokens that its tokenizer does not: those are never chosen.
+        self._vocab_size = min(config.vocab_size, tokenizer.vocab_size) if tokenizer else config.vocab_size
+        # Around everything that must not be cut in two by Ctrl-C, also what a caller does with the events of a step.
+        self.shield = InterruptShield()
+        self._decoder = decoder
+        self._scheduler = Scheduler(BlockPool(num_blocks, block_tokens), self.limits)
+        self._tables = np.zeros((self.limits.max_parallel, max_blocks), np.int32)
+        self._events: deque[Event] = deque()
+        self._state = threading.Lock()
+        self._turn = threading.Lock()
+        self._num_steps = self._num_computed_tokens = 0
+
+    # ------------------------------------------------------------------ requests
+
+    def add(self, request: Request) -> Sequence:
+        """Take `request` in; its events come from later steps.
+
+        Raises:
+            EngineError: it does not fit the context or the vocabulary.
+            QueueFullError: too much waits already.
+            ConfigError: a stop text is empty.
+        """
+        max_new_tokens = self.check(request)
+        ending = Ending(
+            self.tokenizer.stream() if self.tokenizer else None,
+            end_ids=request.end_ids,
+            stops=request.stop,
+            max_new_tokens=max_new_tokens,
+        )
+        sequence = Sequence(request, ending=ending, max_new_tokens=max_new_tokens, vocab_size=self._vocab_size)
+        with self.shield, self._state:
+            self._scheduler.add(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End `sequence` now, if it has not ended; no event comes of it."""
+        with self.shield, self._state:
+            if not sequence.is_finished:
+                self._finish(sequence, "cancelled")
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return self._scheduler.has_work
+
+    @property
+    def load(self) -> Load:
+        """How busy the engine is now."""
+        with self.shield, self._state:
+            scheduler, pool = self._scheduler, self._scheduler.pool
+            return Load(
+                num_running=len(scheduler.running),
+                num_waiting=len(scheduler.waiting),
+                num_blocks=pool.num_blocks,
+                num_held_blocks=pool.num_held,
+                num_kept_blocks=pool.num_kept,
+                num_steps=self._num_steps,
+                num_computed_tokens=self._num_computed_tokens,
+                num_preemptions=scheduler.num_preemptions,
+            )
+
+    def check(self, request: Request) -> int:
+        """Return how many new tokens `request` may have.
+
+        Raises:
+            EngineError: it does not fit the context or the vocabulary.
+        """
+        num_prompt, context, vocab_size = len(request.prompt), self.context_length, self._vocab_size
+        wants_reply = request.pooling is None and request.max_new_tokens != 0
+        if num_prompt + wants_reply > context:
+            room = " and leaves no room for a reply" if num_prompt == context else ""
+            raise EngineError(
+                f"the prompt has {num_prompt} tokens{room}; the context holds {context}: shorten the prompt, or load "
+                "the model with a longer context_length"
+            )
+        ids = np.asarray(request.prompt)
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab_size:
+            raise EngineError(f"the prompt has ids outside the vocabulary of {vocab_size} tokens")
+        if any(token_id >= vocab_size for token_id in request.sampler.logit_bias):
+            raise EngineError(f"logit_bias names an id outside the vocabulary of {vocab_size} tokens")
+        if not wants_reply:
+            return 0
+        room_tokens = context - num_prompt
+        return room_tokens if request.max_new_tokens is None else min(request.max_new_tokens, room_tokens)
+
+    # ------------------------------------------------------------------ steps
+
+    def step(self) -> list[Event]:
+        """Compute one step and return what it brought; empty when there is nothing to do.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the step may be run again.
+            EngineError: the decoder failed.
+        """
+        with self.shield, self._turn:
+            with self._state:
+                chunks = self._scheduler.plan()
+                batch = self._prepare(chunks) if chunks else None
+            if batch is not None:
+                with self.shield.opened():
+                    out = self._decoder.step(
+                        batch.tokens,
+                        batch.positions,
+                        batch.sequences,
+                        self._tables,
+                        batch.output_rows,
+                        "hidden" if batch.wants_hidden else "logits",
+                    )
+                with self._state:
+                    self._read(batch, out)
+        # Beyond the shield: when its end raises, the events stay for the next step.
+        events = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events
+
+    def _prepare(self, chunks: list[Chunk]) -> Batch:
+        now = time.perf_counter()
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.timings.started is None:
+                sequence.timings.started = now
+            done, blocks = sequence.num_tabled, sequence.blocks
+            if done < len(blocks):
+                self._tables[sequence.slot, done : len(blocks)] = blocks[done:]
+                sequence.num_tabled = len(blocks)
+        return build_batch(chunks)
+
+    def _read(self, batch: Batch, out: Floats) -> None:
+        """Bring what was computed into the books, sequence by sequence."""
+        self._num_steps += 1
+        self._num_computed_tokens += len(batch.tokens)
+        end = 0
+        for chunk, num_outputs in zip(batch.chunks, batch.num_outputs, strict=True):
+            end += num_outputs
+            sequence = chunk.sequence
+            if sequence.slot < 0:
+                continue  # cancelled while the step ran
+            rows = out[end - num_outputs : end]
+            is_read = sequence.num_computed + chunk.num_tokens == len(sequence.token_ids)
+            if batch.wants_hidden:
+                read_hidden(sequence, rows)
+                if is_read:
+                    self._events.append(Event(sequence, finish_reason="stop"))
+                    self._finish(sequence, "stop", chunk)
+                    continue
+            elif sequence.request.prompt_logprobs is not None:
+                score_prompt(sequence, rows, self.tokenizer)
+            if is_read:
+                self._take_token(sequence, rows[-1], chunk)
+            else:
+                self._advance(sequence, chunk)
+
+    def _take_token(self, sequence: Sequence, logits: Floats, chunk: Chunk) -> None:
+        request = sequence.request
+        if request.wants_distribution and sequence.distribution is None:
+            sequence.distribution = log_softmax(logits)
+        if sequence.max_new_tokens == 0:
+            self._events.append(Event(sequence, finish_reason="length"))
+            self._finish(sequence, "length", chunk)
+            return
+        choosable = logits[: self._vocab_size]
+        token_id = choose_token(choosable, request.sampler, sequence.occurrences, sequence.generator)
+        logprob = None
+        if request.logprobs is not None:
+            logprob = token_logprob(logits, token_id, request.logprobs, self.tokenizer)
+            sequence.logprobs.append(logprob)
+        self._advance(sequence, chunk)
+        sequence.token_ids.append(token_id)
+        if sequence.occurrences is not None:
+            sequence.occurrences.add(token_id)
+        if sequence.timings.first_token is None:
+            sequence.timings.first_token = time.perf_counter()
+        text, finish_reason = sequence.ending.push(token_id)
+        sequence.pieces.append(text)
+        self._events.append(Event(sequence, token_id, text, logprob, finish_reason))
+        if finish_reason is not None:
+            self._finish(sequence, finish_reason)
+
+    def _advance(self, sequence: Sequence, chunk: Chunk) -> None:
+        sequence.num_computed += chunk.num_tokens
+        sequence.publish(self._scheduler.pool)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, chunk: Chunk | None = None) -> None:
+        if chunk is not None:
+            self._advance(sequence, chunk)
+        sequence.finish_reason = reason
+        sequence.timings.finished = time.perf_counter()
+        self._scheduler.remove(sequence)

@@ -1,0 +1,120 @@
+"""A file or folder -> a `LanguageModel` ready to answer.
+
+Left out: names of models (`hub`, through `minicpm.load`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from minicpm.engine.decoder import Decoder, default_cache_type
+from minicpm.engine.engine import Engine
+from minicpm.engine.language_model import LanguageModel
+from minicpm.engine.scheduler import Limits
+from minicpm.engine.sizing import check_weights, free_memory, plan_cache
+from minicpm.errors import CheckpointError, EngineError
+from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+BLOCK_TOKENS = 32
+# Logits of one step beyond one row per sequence; more would not make scoring faster.
+_MAX_LOGIT_BYTES = 64 << 20
+
+
+def open_language_model(
+    path: str | os.PathLike[str],
+    *,
+    context_length: int | None = None,
+    num_threads: int | None = None,
+    max_parallel: int = 16,
+    kv_cache_tokens: int | None = None,
+    kernel: str | None = None,
+    cache_type: str | None = None,
+) -> LanguageModel:
+    """Return the model at `path`, its weights repacked and its cache sized; see `minicpm.load`.
+
+    `kernel` and `cache_type` are those of `Decoder`.
+
+    Raises:
+        FormatError: no model there, or a broken one.
+        CheckpointError: weights, configuration and vocabulary do not fit each other.
+        EngineError: a setting out of range, or too little memory; with both numbers.
+    """
+    if num_threads is not None and not 1 <= num_threads <= 1024:
+        raise EngineError(f"num_threads must be 1 to 1024, got {num_threads}")
+    checkpoint = open_checkpoint(path)
+    # Both take long for a large vocabulary, and both leave the interpreter to others meanwhile.
+    tokenizer_soon = _Soon(lambda: _open_tokenizer(checkpoint))
+    config, weights = checkpoint.config, checkpoint.weights
+    free_bytes = free_memory()
+    check_weights(checkpoint.num_bytes, free_bytes)
+    cache_type = cache_type or default_cache_type(weights)
+    size = plan_cache(
+        config,
+        context_length=context_length,
+        max_parallel=max_parallel,
+        kv_cache_tokens=kv_cache_tokens,
+        block_tokens=BLOCK_TOKENS,
+        bytes_per_value=4 if cache_type == "f32" else 2,
+        free_bytes=free_bytes - checkpoint.num_bytes,
+    )
+    decoder = Decoder(
+        config,
+        weights,
+        num_threads=num_threads,
+        num_blocks=size.num_blocks,
+        block_tokens=BLOCK_TOKENS,
+        kernel=kernel,
+        cache_type=cache_type,
+        num_positions=size.context_length,
+    )
+    tokenizer = tokenizer_soon.get()
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
+        )
+    limits = Limits(max_parallel=max_parallel, max_output_rows=max(1, _MAX_LOGIT_BYTES // (4 * config.vocab_size)))
+    engine = Engine(
+        decoder,
+        config,
+        num_blocks=size.num_blocks,
+        block_tokens=BLOCK_TOKENS,
+        context_length=size.context_length,
+        limits=limits,
+        tokenizer=tokenizer,
+    )
+    return LanguageModel(engine, tokenizer)
+
+
+def _open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.kind == "gguf":
+        return Tokenizer.from_gguf(checkpoint.metadata)
+    return Tokenizer.from_folder(checkpoint.path)
+
+
+class _Soon(Generic[T]):
+    """A value that another thread computes meanwhile."""
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def get(self) -> T:
+        """Wait for the value; what its computation raised is raised here."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _run(self) -> None:
+        try:
+            self._value = self._compute()
+        except BaseException as error:
+            self._error = error

@@ -1,0 +1,56 @@
+"""What is read off a step's rows besides the next token: log-probabilities and pooled hidden states."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.engine.sampling import log_softmax, top_tokens
+from minicpm.engine.sequence import Sequence, TokenLogprob
+from minicpm.tokenizer import Tokenizer
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+def token_logprob(logits: Floats, token_id: int, num_top: int, tokenizer: Tokenizer | None) -> TokenLogprob:
+    """The record of `token_id` after logits (V,), with the `num_top` likeliest tokens beside it."""
+    return _record(log_softmax(logits), token_id, num_top, tokenizer)
+
+
+def score_prompt(sequence: Sequence, rows: Floats, tokenizer: Tokenizer | None) -> None:
+    """Append the records of the prompt's tokens that `rows`, the next logits not read yet, predict."""
+    num_top = sequence.request.prompt_logprobs or 0
+    records, prompt = sequence.prompt_logprobs, sequence.request.prompt
+    first = sequence.num_read
+    if first >= len(prompt):
+        return
+    if not records:
+        records.append(TokenLogprob(_text(prompt[0], tokenizer), prompt[0], None))
+    targets = prompt[first + 1 : first + 1 + len(rows)]
+    logprobs = log_softmax(rows[: len(targets)])
+    records += [_record(row, target, num_top, tokenizer) for row, target in zip(logprobs, targets, strict=True)]
+    sequence.num_read += len(rows)
+
+
+def read_hidden(sequence: Sequence, rows: Floats) -> None:
+    """Add hidden states (M, E), the next ones not read yet, to the pooled vector (E,) of `sequence`."""
+    if not len(rows):
+        return
+    if sequence.request.pooling == "last":
+        sequence.pooled = rows[-1].astype(np.float64)
+        return
+    total = rows.sum(axis=0, dtype=np.float64) / sequence.num_prompt_tokens
+    sequence.pooled = total if sequence.pooled is None else sequence.pooled + total
+    sequence.num_read += len(rows)
+
+
+def _record(logprobs: Floats, token_id: int, num_top: int, tokenizer: Tokenizer | None) -> TokenLogprob:
+    best = top_tokens(logprobs, num_top) if num_top else ()
+    top = tuple(TokenLogprob(_text(int(i), tokenizer), int(i), float(logprobs[i])) for i in best)
+    return TokenLogprob(_text(token_id, tokenizer), token_id, float(logprobs[token_id]), top)
+
+
+def _text(token_id: int, tokenizer: Tokenizer | None) -> str:
+    return tokenizer.token_text(token_id) if tokenizer else ""

@@ -1,0 +1,193 @@
+"""Who runs in the next step, with how many tokens, in which blocks.
+
+A step holds one token of every sequence that is generating, and pieces of prompts up to a budget of tokens. Prompts are
+read in the order of their arrival, but one that a step cannot finish leaves half of the room to those behind it. When
+blocks run out, the sequence that arrived last gives its own back and is computed again later.
+Left out: running the step and reading its output (`engine.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from minicpm.engine.cache import BlockPool, Digest
+from minicpm.engine.sequence import Sequence
+from minicpm.errors import EngineError
+
+
+class QueueFullError(EngineError):
+    """More waits already than the engine was told to keep; the request may be sent again later."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may run and wait at once.
+
+    Attributes:
+        max_parallel: sequences that run together.
+        max_step_tokens: tokens of one step when nothing is generating.
+        max_mixed_tokens: tokens of prompts in a step beside sequences that are generating, which wait for them.
+        max_output_rows: rows of logits of one step beyond one per sequence; they take V × 4 bytes each.
+        max_waiting: requests that may wait.
+        max_waiting_tokens: tokens of all requests that wait.
+    """
+
+    max_parallel: int = 8
+    max_step_tokens: int = 512
+    max_mixed_tokens: int = 128
+    max_output_rows: int = 512
+    max_waiting: int = 1024
+    max_waiting_tokens: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next `num_tokens` tokens of a sequence."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+class Scheduler:
+    """The waiting and the running sequences of one engine. Not thread-safe."""
+
+    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+        self.pool = pool
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        # In the order of arrival.
+        self.running: list[Sequence] = []
+        self.num_waiting_tokens = 0
+        self.num_preemptions = 0
+        self._free_slots = list(range(limits.max_parallel - 1, -1, -1))
+        self._was_hidden = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is unfinished."""
+        return bool(self.running or self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let `sequence` wait for its turn.
+
+        Raises:
+            QueueFullError: too many requests or tokens wait; nothing changed.
+        """
+        num_tokens, limits = len(sequence.token_ids), self.limits
+        if len(self.waiting) >= limits.max_waiting:
+            raise QueueFullError(f"{len(self.waiting)} requests wait already, the limit; try again later")
+        if self.waiting and self.num_waiting_tokens + num_tokens > limits.max_waiting_tokens:
+            raise QueueFullError(
+                f"{self.num_waiting_tokens} tokens wait already and {num_tokens} more would pass the limit of "
+                f"{limits.max_waiting_tokens}; try again later"
+            )
+        self.waiting.append(sequence)
+        self.num_waiting_tokens += num_tokens
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget `sequence`, finished or not, and free what it holds."""
+        if sequence.slot >= 0:
+            self._stop(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+            self.num_waiting_tokens -= len(sequence.token_ids)
+
+    def plan(self) -> list[Chunk]:
+        """Return what to compute next, with blocks for all of it; empty when there is nothing to do."""
+        self._admit()
+        wants_hidden = self._next_kind()
+        chunks = []
+        for sequence in list(self.running):
+            # One that was preempted meanwhile no longer has a slot.
+            is_generating = sequence.num_pending == 1 and sequence.slot >= 0 and sequence.wants_hidden == wants_hidden
+            if is_generating and self._extend(sequence):
+                chunks.append(Chunk(sequence, 1))
+        prompts = [s for s in self.running if s.num_pending > 1 and s.wants_hidden == wants_hidden]
+        return chunks + self._plan_prompts(prompts, is_mixed=bool(chunks))
+
+    def _plan_prompts(self, prompts: list[Sequence], *, is_mixed: bool) -> list[Chunk]:
+        room = self.limits.max_mixed_tokens if is_mixed else self.limits.max_step_tokens
+        rows = self.limits.max_output_rows
+        claimed: set[Digest] = set()
+        chunks = []
+        for place, sequence in enumerate(prompts):
+            if not sequence.reads_every_row:
+                sequence.adopt(self.pool)
+            if room <= 0:
+                break
+            if sequence.reads_every_row and rows <= 0:
+                continue
+            num_tokens = min(sequence.num_pending, room)
+            if num_tokens < sequence.num_pending and place + 1 < len(prompts):
+                num_tokens = max(1, num_tokens // 2)
+            if sequence.reads_every_row:
+                num_tokens = min(num_tokens, rows)
+                rows -= num_tokens
+            elif not self._claim(sequence, num_tokens, claimed):
+                continue
+            chunks.append(Chunk(sequence, num_tokens))
+            room -= num_tokens
+        return chunks
+
+    def _claim(self, sequence: Sequence, num_tokens: int, claimed: set[Digest]) -> bool:
+        """Whether no sequence before it in this step computes the same blocks; else it waits to take them over."""
+        size = self.pool.block_tokens
+        full = len(sequence.token_ids) // size
+        first, last = sequence.num_computed // size, (sequence.num_computed + num_tokens - 1) // size
+        if first < full and (first + 1) * size <= sequence.num_reusable and sequence.digest(first, size) in claimed:
+            return False
+        claimed.update(sequence.digest(index, size) for index in range(first, min(last + 1, full)))
+        return True
+
+    def _next_kind(self) -> bool:
+        """Whether this step gives hidden states; the two kinds take turns, as one step gives one of them."""
+        kinds = {sequence.wants_hidden for sequence in self.running}
+        self._was_hidden = not self._was_hidden if len(kinds) == 2 else kinds == {True}
+        return self._was_hidden
+
+    def _admit(self) -> None:
+        while self.waiting and self._free_slots:
+            sequence = self.waiting[0]
+            sequence.adopt(self.pool)
+            needed = sequence.num_blocks(len(sequence.token_ids), self.pool.block_tokens)
+            # Each running sequence may soon want one more block; an admission that takes it would be undone at once.
+            if self.running and needed + len(self.running) > self.pool.num_available:
+                sequence.drop_blocks(self.pool)
+                if not sequence.num_preemptions:
+                    sequence.num_cached_tokens = 0
+                return
+            self.waiting.popleft()
+            self.num_waiting_tokens -= len(sequence.token_ids)
+            sequence.slot = self._free_slots.pop()
+            self.running.append(sequence)
+            for _ in range(needed):
+                block = self.pool.take()
+                assert block is not None, "one sequence alone always has room"
+                sequence.blocks.append(block)
+
+    def _extend(self, sequence: Sequence) -> bool:
+        """Whether the pending token has a block now; else the sequence itself had to make room."""
+        while sequence.num_blocks(len(sequence.token_ids), self.pool.block_tokens) > 0:
+            block = self.pool.take()
+            if block is not None:
+                sequence.blocks.append(block)
+                continue
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
+        self._stop(victim)
+        self.waiting.appendleft(victim)
+        self.num_waiting_tokens += len(victim.token_ids)
+
+    def _stop(self, sequence: Sequence) -> None:
+        sequence.drop_blocks(self.pool)
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+        self.running.remove(sequence)

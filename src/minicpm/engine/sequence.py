@@ -1,0 +1,202 @@
+"""What is asked of the engine (`Request`) and how far it has come (`Sequence`).
+
+Left out: which sequence runs when (`scheduler.py`) and how a token is chosen (`sampling.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Items
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minicpm.engine.cache import BlockPool, Digest, chain_digest
+from minicpm.engine.sampling import Occurrences, Sampler
+from minicpm.engine.stopping import Ending, FinishReason
+from minicpm.errors import EngineError
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Pooling = Literal["mean", "last"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and what is wanted of it; an engine checks it against its context and vocabulary.
+
+    Attributes:
+        prompt: token ids, bos included.
+        sampler: how each token is chosen.
+        max_new_tokens: the limit; None is what the context holds. 0 only reads the prompt.
+        end_ids: tokens that end the reply.
+        stop: texts that end the reply before them.
+        logprobs: None, or how many of the likeliest tokens to tell at each new token, beside the chosen one.
+        prompt_logprobs: the same for each token of the prompt but the first.
+        wants_distribution: whether the log-probabilities (V,) after the prompt are kept.
+        pooling: None, or how the final hidden states of the prompt become one vector; nothing is generated then.
+    """
+
+    prompt: Items[int]
+    sampler: Sampler = field(default_factory=Sampler)
+    max_new_tokens: int | None = None
+    end_ids: AbstractSet[int] = frozenset()
+    stop: Items[str] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    wants_distribution: bool = False
+    pooling: Pooling | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise EngineError("the prompt has no tokens; at least one is needed")
+        if self.max_new_tokens is not None and self.max_new_tokens < 0:
+            raise EngineError(f"max_new_tokens must be at least 0, got {self.max_new_tokens}")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and count < 0:
+                raise EngineError(f"{name} must be at least 0 or None, got {count}")
+        if self.pooling is not None and (self.max_new_tokens or self.prompt_logprobs is not None):
+            raise EngineError("pooled hidden states and generated or scored tokens need two requests")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its text alone, and its log-probability in the model's own distribution (None at the very first).
+
+    `top` are the likeliest tokens at its place, likeliest first; their own `top` is empty.
+    """
+
+    token: str
+    token_id: int
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass
+class Timings:
+    """Moments of one request, in seconds of `time.perf_counter`; None while they have not come."""
+
+    arrived: float = field(default_factory=time.perf_counter)
+    started: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+
+class Sequence:
+    """The state of one request: its tokens, how many of them are in the cache, where, and what came out.
+
+    Only the engine writes to it. `token_ids` are prompt and reply; everything else that can be derived is.
+    """
+
+    def __init__(self, request: Request, *, ending: Ending, max_new_tokens: int, vocab_size: int) -> None:
+        self.request = request
+        self.ending = ending
+        self.max_new_tokens = max_new_tokens
+        self.generator = request.sampler.generator()
+        self.occurrences = Occurrences(vocab_size, request.prompt) if request.sampler.has_penalties else None
+        self.token_ids = list(request.prompt)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.pieces: list[str] = []
+        self.finish_reason: FinishReason | None = None
+        # Positions whose keys and values are in the cache, and the blocks that hold them.
+        self.num_computed = 0
+        self.blocks: list[int] = []
+        self.slot = -1
+        self.digests: list[Digest] = []
+        self.num_published = 0
+        # Positions whose output was used up, for requests that want the output of every position.
+        self.num_read = 0
+        # Leading blocks that stand in the engine's block table.
+        self.num_tabled = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.distribution: Floats | None = None
+        self.pooled: npt.NDArray[np.float64] | None = None
+        self.timings = Timings()
+
+    @property
+    def num_pending(self) -> int:
+        """How many tokens are not in the cache yet."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The ids of the reply so far, the end token included."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def text(self) -> str:
+        """The text of the reply so far."""
+        return "".join(self.pieces)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None
+
+    @property
+    def wants_hidden(self) -> bool:
+        """Whether hidden states are wanted instead of logits."""
+        return self.request.pooling is not None
+
+    @property
+    def reads_every_row(self) -> bool:
+        """Whether the output of every position of the prompt is wanted, so that none may come from the cache unread."""
+        return self.request.prompt_logprobs is not None or self.request.pooling == "mean"
+
+    @property
+    def num_reusable(self) -> int:
+        """How many leading tokens may be taken from the cache: the last must be computed, as its output is wanted."""
+        last = len(self.token_ids) - 1
+        return min(last, self.num_read) if self.reads_every_row else last
+
+    def num_blocks(self, num_tokens: int, block_tokens: int) -> int:
+        """How many more blocks the first `num_tokens` positions need."""
+        return -(-num_tokens // block_tokens) - len(self.blocks)
+
+    def digest(self, index: int, block_tokens: int) -> Digest:
+        """The digest of the full block `index`."""
+        while len(self.digests) <= index:
+            start = len(self.digests) * block_tokens
+            previous = self.digests[-1] if self.digests else b""
+            self.digests.append(chain_digest(previous, self.token_ids[start : start + block_tokens]))
+        return self.digests[index]
+
+    def adopt(self, pool: BlockPool) -> None:
+        """Take over blocks of the cache that hold the next tokens.
+
+        Own blocks that were set aside for those positions are given back.
+        """
+        size = pool.block_tokens
+        while self.num_computed % size == 0 and self.num_computed + size <= self.num_reusable:
+            index = self.num_computed // size
+            block = pool.share(self.digest(index, size))
+            if block is None:
+                break
+            if index < len(self.blocks):
+                pool.release([self.blocks[index]])
+                self.blocks[index] = block
+            else:
+                self.blocks.append(block)
+            self.num_computed += size
+            self.num_published = index + 1
+            self.num_tabled = min(self.num_tabled, index)
+            # What a preempted sequence finds again is its own.
+            self.num_cached_tokens += 0 if self.num_preemptions else size
+
+    def publish(self, pool: BlockPool) -> None:
+        """Let other sequences find the blocks that are full by now."""
+        for index in range(self.num_published, self.num_computed // pool.block_tokens):
+            pool.publish(self.blocks[index], self.digest(index, pool.block_tokens))
+            self.num_published = index + 1
+
+    def drop_blocks(self, pool: BlockPool) -> None:
+        """Give every block back; what was computed must be computed, or found in the cache, again."""
+        pool.release(self.blocks)
+        self.blocks.clear()
+        self.num_computed = self.num_published = self.num_tabled = 0
