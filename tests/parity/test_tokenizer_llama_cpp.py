@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ class Llama:
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_path: Path) -> Iterator[tuple[Tokenizer, Llama]]:
-    yield Tokenizer.from_gguf(open_gguf(smollm2_path).metadata), Llama(smollm2_path)
+def smollm2(smollm2_path: Path) -> tuple[Tokenizer, Llama]:
+    return Tokenizer.from_gguf(open_gguf(smollm2_path).metadata), Llama(smollm2_path)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -1,4 +1,4 @@
-"""The real vocabularies of MiniCPM, where they lie beside the checkout: ids that were taken from the published tokenizers."""
+"""The real vocabularies of MiniCPM, where they lie beside the checkout: ids taken from the published tokenizers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ RAW_2B = {
     "</s>": [1731, 95328, 95388],
     "2024": [95349, 95344, 95349, 95370],
     "def f(x):\n    return x": [1962, 1368, 95348, 95356, 3307, 5, 1354, 1720, 1949],
-    QUESTION: [6638, 27850, 95660, 71002, 96348, 95660, 95342, 95320, 95916, 95613, 46139, 95477, 2698, 98368, 74, 16941,
-               4275, 74],
+    QUESTION: [6638, 27850, 95660, 71002, 96348, 95660, 95342, 95320, 95916, 95613, 46139, 95477, 2698, 98368, 74,
+               16941, 4275, 74],
 }  # fmt: skip
 # What the published fast tokenizer of the 1B model gives.
 FAST_1B = {

@@ -1,5 +1,6 @@
-"""Against `transformers` and `tokenizers`: the same ids from the same vocabulary, the same text from the same template."""
+"""Against `transformers` and `tokenizers`: the same ids from one vocabulary, the same text from one template."""
 
+# ruff: noqa: E501 -- templates are wrapped for reading, not for width
 from __future__ import annotations
 
 import json

@@ -11,6 +11,8 @@ from jinja2.exceptions import SecurityError
 MAX_STEPS = 4_000_000
 MAX_SECONDS = 5.0
 MAX_NODES = 1 << 20
+# The room of one item of a list: an object with its pointer, against one to four bytes for a character.
+ITEM_CHARACTERS = 32
 
 
 class Budget:
@@ -37,6 +39,15 @@ class Budget:
         self.characters -= characters
         if self.characters < 0:
             raise SecurityError("it makes too much text on the way to its result")
+
+    def hold(self, value: Any) -> Any:
+        """`value` again, after taking room for the text or the list that it newly is."""
+        self.spend()
+        if isinstance(value, str):
+            self.allow(len(value))
+        elif isinstance(value, (list, tuple)):
+            self.allow(ITEM_CHARACTERS * len(value))
+        return value
 
     def weigh(self, value: Any) -> Any:
         """`value` again, after counting what hangs below it (shared parts each time that they are reached)."""

@@ -45,6 +45,8 @@ def join_texts(parts: Iterable[str], separator: str = "") -> TracedText:
 class TracedText(str):
     """A `str` with trusted spans; ascending, disjoint, inside the text."""
 
+    __slots__ = ("_spans",)
+
     # A leading underscore keeps the spans out of a sandboxed template's reach.
     _spans: Spans
 

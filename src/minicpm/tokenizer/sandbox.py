@@ -30,44 +30,10 @@ MAX_INTEGER_BITS = 4096
 
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
-        [
-            "capitalize",
-            "casefold",
-            "count",
-            "endswith",
-            "find",
-            "format",
-            "index",
-            "isalnum",
-            "isalpha",
-            "isascii",
-            "isdecimal",
-            "isdigit",
-            "islower",
-            "isnumeric",
-            "isspace",
-            "istitle",
-            "isupper",
-            "join",
-            "lower",
-            "lstrip",
-            "partition",
-            "removeprefix",
-            "removesuffix",
-            "replace",
-            "rfind",
-            "rindex",
-            "rpartition",
-            "rsplit",
-            "rstrip",
-            "split",
-            "splitlines",
-            "startswith",
-            "strip",
-            "swapcase",
-            "title",
-            "upper",
-        ]
+        {"capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii"}
+        | {"isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip"}
+        | {"partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip"}
+        | {"split", "splitlines", "startswith", "strip", "swapcase", "title", "upper"}
     ),
     dict: frozenset({"get", "items", "keys", "values"}),
     list: frozenset({"count", "index"}),
@@ -147,6 +113,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.budget.spend(1 + len(items))
         return items
 
+    def held(self, value: Any) -> Any:
+        """A text or list that the template cut out of another."""
+        return self.budget.hold(value)
+
     def weighed(self, value: Any) -> Any:
         """A list, tuple or dict that the template built."""
         return self.budget.weigh(value)
@@ -174,7 +144,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.budget.spend()
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            filters.check_growth(self.budget, owner, __obj.__name__, args, kwargs)
+            # Inside a loop Jinja adds names of its own, which it takes out again before the call.
+            given = {name: value for name, value in kwargs.items() if not name.startswith("_")}
+            filters.check_growth(self.budget, owner, __obj.__name__, args, given)
         elif isinstance(__obj, LoopContext) and args:
             args = (self.bounded_items(args[0]), *args[1:])
         return super().call(__context, __obj, *args, **kwargs)

@@ -1,6 +1,7 @@
 """How a chat template becomes Python: literals as trusted text, and checks around loops and nested values.
 
-The generated code calls back into its environment (`sandbox.py`): `trust`, `join_values`, `bounded_items`, `weighed`.
+The generated code calls back into its environment (`sandbox.py`): `trust`, `join_values`, `bounded_items`, `held`,
+`weighed`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ class Guard(NodeTransformer):
         self.generic_visit(node)
         node.iter = _guarded("bounded_items", node.iter)
         return node
+
+    def visit_Getitem(self, node: nodes.Getitem, *args: Any, **kwargs: Any) -> nodes.Node:
+        """A slice is a new text or list, which is paid for."""
+        self.generic_visit(node)
+        return _guarded("held", node) if isinstance(node.arg, nodes.Slice) else node
 
     def _display(self, node: Any, *args: Any, **kwargs: Any) -> nodes.Node:
         self.generic_visit(node)

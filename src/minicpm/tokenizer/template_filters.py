@@ -17,43 +17,19 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import filters as jinja_filters
 from jinja2.exceptions import SecurityError
 
-from minicpm.tokenizer.provenance import TracedText, join_texts, trust
+from minicpm.tokenizer.budget import ITEM_CHARACTERS
+from minicpm.tokenizer.provenance import TracedText, join_texts, spans_of, trust
 
 if TYPE_CHECKING:
     from minicpm.tokenizer.budget import Budget
     from minicpm.tokenizer.sandbox import TemplateEnvironment
 
 # Jinja's own filters whose results cannot be larger than what they take.
-_JINJA_NAMES = [
-    "abs",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "first",
-    "float",
-    "int",
-    "items",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "reverse",
-    "select",
-    "selectattr",
-    "sort",
-    "title",
-    "trim",
-    "unique",
-    "upper",
-    "attr",
-]
+_JINJA_NAMES = (
+    *("abs", "attr", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last"),
+    *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr"),
+    *("sort", "title", "trim", "unique", "upper"),
+)
 MAX_INDENT = 64
 # A width or precision in a format: `%9999999d` makes megabytes out of nothing.
 _WIDE = re.compile(r"\d{4,}|\*")
@@ -75,7 +51,17 @@ def allowed_filters(environment: TemplateEnvironment) -> dict[str, Callable[...,
         "sum": _sum,
         "tojson": to_json,
     }
-    return allowed | {name: functools.partial(function, environment) for name, function in own.items()}
+    allowed |= {name: functools.partial(function, environment) for name, function in own.items()}
+    return {name: _metered(environment, function) for name, function in allowed.items()}
+
+
+def _metered(environment: TemplateEnvironment, function: Callable[..., Any]) -> Callable[..., Any]:
+    # Keeps the attributes by which Jinja knows that a filter wants the context or the environment.
+    @functools.wraps(function, assigned=())
+    def metered(*args: Any, **kwargs: Any) -> Any:
+        return environment.budget.hold(function(*args, **kwargs))
+
+    return metered
 
 
 def check_growth(budget: Budget, text: str, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -92,6 +78,9 @@ def check_growth(budget: Budget, text: str, method: str, args: tuple[Any, ...], 
         budget.allow(sum(len(part) for part in parts if isinstance(part, str)) + len(text) * len(parts))
         if not isinstance(args[0], (list, tuple, str, dict)):
             raise SecurityError("join takes a list")
+    elif method in ("split", "rsplit", "splitlines"):
+        # Counted by doing it on plain text, which makes smaller objects than the traced text of the result.
+        budget.allow(len(text) + ITEM_CHARACTERS * len(getattr(str, method)(text, *args, **kwargs)))
     elif method not in ("startswith", "endswith"):
         budget.allow(len(text))
 
@@ -126,8 +115,6 @@ def format_braces(
     Raises:
         SecurityError: a field reaches into a value, or a width would make a huge text.
     """
-    from minicpm.tokenizer.provenance import spans_of
-
     is_trusted = spans_of(pattern) == ((0, len(pattern)),)
     woven: list[str] = []
     counter = 0
@@ -202,7 +189,8 @@ def _replace(environment: TemplateEnvironment, value: Any, old: Any, new: Any, c
     text = environment.as_text(value)
     old, new = environment.as_text(old), environment.as_text(new)
     check_growth(environment.budget, text, "replace", (old, new), {})
-    return TracedText.replace(text if isinstance(text, TracedText) else TracedText(text), old, new, count or -1)
+    traced = text if isinstance(text, TracedText) else TracedText(text)
+    return traced.replace(old, new, -1 if count is None else count)
 
 
 def _round(environment: TemplateEnvironment, value: float, precision: int = 0, method: Any = "common") -> float:
