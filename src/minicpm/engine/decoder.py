@@ -68,7 +68,7 @@ class Decoder:
         self._frequencies = self._frequencies_for(num_positions)
         kernel = kernel or os.environ.get(KERNEL_VARIABLE, "")
         threads = available_processors() if num_threads is None else num_threads
-        self.cache_type = cache_type or _default_cache_type(weights)
+        self.cache_type = cache_type or default_cache_type(weights)
         with _EngineErrors():
             self._native = _native.Decoder(_shape(config), kernel, threads, num_blocks, block_tokens, self.cache_type)
         for name, shape in config.weight_shapes().items():
@@ -110,7 +110,9 @@ class Decoder:
         `block_tables[s][p // block_tokens]`, and a row attends to positions 0 … p, which earlier steps wrote.
 
         Args:
-            tokens, positions, sequences: int32 (N,).
+            tokens: int32 (N,).
+            positions: int32 (N,).
+            sequences: int32 (N,), rows of `block_tables`.
             block_tables: int32 (num_sequences, max_blocks).
             output_rows: int32 (M,), rows of this step whose results are wanted; only for these does the head run.
             outputs: "logits", or "hidden" for the states after the last norm, before the head's divisor.
@@ -127,7 +129,7 @@ class Decoder:
         width = self.config.vocab_size if outputs == "logits" else self.config.hidden_size
         out = np.empty((len(output_rows), width), np.float32)
         tables = _ints("block_tables", block_tables, 2)
-        rows = [_ints("tokens", tokens), _ints("positions", positions), _ints("sequences", sequences)]
+        rows = _ints("tokens", tokens), _ints("positions", positions), _ints("sequences", sequences)
         frequencies = self._frequencies
         if self._is_dynamic:
             frequencies = self._dynamic_frequencies(rows[1], rows[2], len(tables))
@@ -162,7 +164,8 @@ class Decoder:
                 self._native.set_matrix(parts[-2], layer, weight.block_type, data, shape[1])
 
 
-def _default_cache_type(weights: Mapping[str, Weight]) -> str:
+def default_cache_type(weights: Mapping[str, Weight]) -> str:
+    """Return how keys and values are kept unless asked otherwise: exactly where the weights are exact."""
     first = weights.get("model.layers.0.self_attn.k_proj.weight")
     return "f32" if first is not None and first.block_type in ("F32", "F16", "BF16") else "f16"
 
