@@ -62,8 +62,7 @@ def half_bytes(scale: AnyArray, name: str) -> Bytes:
     Raises:
         FormatError: a value is NaN or beyond half precision, so that the block would decode to nonsense.
     """
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        half = scale.astype("<f2")
+    half = scale.astype("<f2")
     if not np.isfinite(half).all():
         raise FormatError(f"weights that are NaN, infinite or need a scale beyond 65504 cannot be stored as {name}")
     return half.view(np.uint8)
@@ -71,8 +70,7 @@ def half_bytes(scale: AnyArray, name: str) -> Bytes:
 
 def inverse(scale: Floats) -> Floats:
     """Return 1/scale in float32, and 0 where the scale is 0 or so small that its inverse overflows."""
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        result = np.float32(1) / scale
+    result = np.float32(1) / scale
     result[~np.isfinite(result)] = 0
     return result
 

@@ -40,7 +40,7 @@ _SCALAR_BYTES = {number: np.dtype(dtype).itemsize for number, (_, dtype) in SCAL
 MAX_KEYS = 1 << 16
 MAX_NESTED_ARRAYS = 1 << 12
 MAX_DEPTH = 4
-MAX_ITEMS = 1 << 21
+MAX_ITEMS = 1 << 22
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -59,6 +59,7 @@ class Cursor:
         self.name = name
         self.position = position
         self.nested_arrays = 0
+        self.items = 0
 
     def fail(self, message: str, at: int | None = None) -> FormatError:
         """Return an error that names the file and the offset (by default the current one)."""
@@ -93,6 +94,14 @@ class Cursor:
         except UnicodeDecodeError:
             raise self.fail(f"{what} is not valid UTF-8", start) from None
 
+    def printable(self, what: str, max_bytes: int) -> str:
+        """Read a text that may stand in a one-line message: not empty and without control characters."""
+        at = self.position
+        text = self.string(what, max_bytes)
+        if not text.isprintable() or not text:
+            raise self.fail(f"{what} is {text[:80]!r}; printable characters are accepted", at)
+        return text
+
     def scalar(self, type_number: int, what: str) -> Any:
         """Read one number or truth value."""
         start = self.take(_SCALAR_BYTES[type_number], what)
@@ -123,8 +132,9 @@ class Cursor:
         left = len(self.buffer) - self.position
         if count * smallest > left:
             raise self.fail(f"{what} claims {count} items of at least {smallest} bytes; {left} bytes are left", at)
-        if count > MAX_ITEMS:
-            raise self.fail(f"{what} has {count} items; at most {MAX_ITEMS} are supported", at)
+        self.items += count
+        if self.items > MAX_ITEMS:
+            raise self.fail(f"with {what} the arrays have {self.items} items; at most {MAX_ITEMS} are supported", at)
         if type_number == STRING:
             starts, ends = measure_strings(self, count, what)
             return LazyArray(self, what, type_number, count, starts=starts, ends=ends)
@@ -266,7 +276,7 @@ def read_metadata(cursor: Cursor, num_keys: int) -> Metadata:
     values: dict[str, Any] = {}
     for i in range(num_keys):
         at = cursor.position
-        key = cursor.string(f"metadata key {i}", max_bytes=1 << 16)
+        key = cursor.printable(f"metadata key {i}", 1 << 16)
         if key in values:
             raise cursor.fail(f"the metadata key {key!r} occurs twice", at)
         values[key] = cursor.value(repr(key))

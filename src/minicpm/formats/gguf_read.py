@@ -140,7 +140,7 @@ def _read_tensors(cursor: Cursor, num_tensors: int, alignment: int) -> dict[str,
 
 def _read_tensor(cursor: Cursor, index: int, alignment: int) -> TensorInfo:
     """Read one entry of the tensor table; the offset still counts from the start of the data."""
-    name = cursor.string(f"the name of tensor {index}", max_bytes=1 << 12)
+    name = cursor.printable(f"the name of tensor {index}", 1 << 12)
     at = cursor.position
     num_dimensions = cursor.u32(f"the dimension count of {name!r}")
     if not 1 <= num_dimensions <= MAX_DIMENSIONS:

@@ -111,6 +111,8 @@ def parse_safetensors(data: Bytes, path: Path) -> SafetensorsFile:
 
 def _place(name: str, value: Any, start: int, size: int, path: Path) -> TensorPlace:
     where = f"{path}: the tensor {name[:80]!r}"
+    if not name.isprintable() or not name:
+        raise FormatError(f"{where} has a name that cannot be printed")
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
         raise FormatError(f"{where} must have dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -166,6 +168,6 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise FormatError(f"{path}: weight_map must map tensor names to file names")
     for name in sorted(set(table.values())):
-        if not name or name in (".", "..") or any(sign in name for sign in "/\\:\0"):
+        if name in ("", ".", "..") or not name.isprintable() or any(sign in name for sign in "/\\:\0"):
             raise FormatError(f"{path}: the shard {name[:80]!r} is not a file of the folder itself; that is refused")
     return table

@@ -26,8 +26,7 @@ def _encode_f32(values: Floats) -> Bytes:
 
 def _encode_f16(values: Floats) -> Bytes:
     # Overflow becomes infinity here, as in every fp16 export; the converter checks for it and names the tensor.
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return values.astype("<f2").view(np.uint8)
+    return values.astype("<f2").view(np.uint8)
 
 
 def _decode_bf16(blocks: Bytes) -> Floats:
@@ -70,16 +69,14 @@ def _symmetric_levels(values: Floats, top: int) -> tuple[Floats, Bytes]:
     largest = np.take_along_axis(values, np.abs(values).argmax(axis=1, keepdims=True), axis=1)
     middle = (top + 1) // 2
     scale = largest / np.float32(-middle)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return scale, _to_levels(values * inverse(scale), middle + 0.5, top)
+    return scale, _to_levels(values * inverse(scale), middle + 0.5, top)
 
 
 def _affine_levels(values: Floats, top: int) -> tuple[Floats, Floats, Bytes]:
     """Return scale (n, 1), minimum (n, 1) and levels 0..top."""
     low = values.min(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore", over="ignore"):
-        scale = (values.max(axis=1, keepdims=True) - low) / np.float32(top)
-        return scale, low, _to_levels((values - low) * inverse(scale), 0.5, top)
+    scale = (values.max(axis=1, keepdims=True) - low) / np.float32(top)
+    return scale, low, _to_levels((values - low) * inverse(scale), 0.5, top)
 
 
 def _encode_q8_0(values: Floats) -> Bytes:
