@@ -229,6 +229,7 @@ def test_greedy_and_beams_and_static_caches_generate(folder: Path, model: MiniCP
     settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert torch.equal(network.generate(ids, **settings), sequence)
     assert torch.equal(network.generate(ids, use_cache=False, **settings), sequence)
+    assert torch.equal(network.generate(ids, cache_implementation="static", **settings), sequence)
     assert network.generate(ids, num_beams=3, **settings).shape == (1, 13)
 
 

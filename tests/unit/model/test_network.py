@@ -127,3 +127,17 @@ def test_no_parameter_is_left_over_from_pytorchs_start(tiny_config: ModelConfig)
     expected = initialize(MiniCPM(tiny_config))
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(model(ids), expected(ids))
+
+
+@torch.no_grad()
+def test_the_network_makes_no_tensor_on_another_device(tiny_config: ModelConfig) -> None:
+    # Operations that mix the meta device with the CPU raise, as those that mix a GPU with it do.
+    with torch.device("meta"):
+        model = MiniCPM(tiny_config)
+    ids = torch.ones(2, 5, dtype=torch.long, device="meta")
+    assert model(ids, document_ids=ids).is_meta
+    assert model(inputs_embeds=model.embed(ids), positions=ids).is_meta
+    cache = KVCache(tiny_config, 11, 2, device="meta")
+    for _ in range(2):
+        assert model(ids, cache=cache).is_meta
+    assert model(ids[:, :1], cache=cache).is_meta

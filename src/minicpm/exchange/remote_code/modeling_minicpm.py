@@ -27,7 +27,7 @@ def rotate(x, cos, sin):
 
 
 def attention_mask_4d(attention_mask, num_new, num_keys, past, device):
-    """Return which keys each new position sees, bool (batch or 1, 1, new, keys), or None where plain causal does.
+    """Return which keys each new position sees, bool (batch or 1, 1, new, keys).
 
     A two-dimensional mask names the real tokens; a four-dimensional one (static caches) is taken as it is.
     """
