@@ -22,7 +22,7 @@ class Scores:
     """Log-probabilities of the next token at T positions.
 
     `logprobs` is (T, V) when `ids` is None; otherwise (T, k) for the tokens `ids` (T, k), likeliest first, −inf where a
-    row names fewer.
+    row names fewer. A row without any number is a position that the model told nothing about.
     """
 
     logprobs: Floats
@@ -33,6 +33,10 @@ class Scores:
         """The likeliest token at each position, (T,)."""
         column = self.logprobs.argmax(axis=1)
         return column if self.ids is None else np.take_along_axis(self.ids, column[:, None], axis=1)[:, 0]
+
+    def rows(self, wanted: npt.NDArray[np.bool_]) -> Scores:
+        """Return the positions where `wanted` (T,) is true."""
+        return Scores(self.logprobs[wanted], None if self.ids is None else self.ids[wanted])
 
     def at(self, ids: Ints) -> Floats:
         """Return the log-probabilities of tokens `ids` (T, k), −inf where this side does not tell them."""
@@ -76,6 +80,10 @@ def agreement(a: Scores, b: Scores) -> Agreement:
     """
     if len(a.logprobs) != len(b.logprobs):
         raise DataError(f"cannot compare {len(a.logprobs)} positions with {len(b.logprobs)}")
+    is_told = np.isfinite(a.logprobs).any(axis=1) & np.isfinite(b.logprobs).any(axis=1)
+    if not is_told.any():
+        raise DataError("there is no position that both models tell anything about")
+    a, b = a.rows(is_told), b.rows(is_told)
     is_whole = a.ids is None and b.ids is None
     if is_whole and a.logprobs.shape != b.logprobs.shape:
         raise DataError(

@@ -65,9 +65,11 @@ class TransformersBackend:
     def __init__(self, path: str, dtype: str | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
         from minicpm.model.loading import parse_dtype
 
+        logging.disable_progress_bar()
         kind: Any = parse_dtype(dtype) if dtype else "auto"
         try:
             self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, trust_remote_code=False)
@@ -104,9 +106,7 @@ class LlamaCppBackend:
 
     def score(self, ids: Sequence[int]) -> Scores:
         """Return the likeliest next tokens after each of `ids`; one request a position, the prefix stays cached."""
-        return _listed(
-            [self._next(ids[: length + 1]) for length in range(len(ids))],
-        )
+        return _listed([self._next(ids[: length + 1]) for length in range(len(ids))])
 
     def _next(self, prefix: Sequence[int]) -> dict[int, float]:
         request = {
@@ -119,7 +119,10 @@ class LlamaCppBackend:
         reply = self.server.handle_completions(request)
         if "choices" not in reply:
             raise EngineError(f"llama.cpp refused a prompt of {len(prefix)} tokens: {reply}")
-        listed = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        told = reply["choices"][0]["logprobs"]
+        if told is None:
+            return {}  # it chose to stop here, and then it tells nothing
+        listed = told["content"][0]["top_logprobs"]
         return {item["id"]: item["logprob"] for item in listed}
 
 

@@ -20,13 +20,14 @@ class CardFacts:
     family: str
     dtype: str
     check: str | None
+    is_folded: bool
 
 
 def write_card(facts: CardFacts) -> str:
     """Return the text of README.md."""
     config, counts = facts.config, facts.config.num_parameters()
     licence = facts.licence or _UNKNOWN
-    how_en, how_zh = _HOW[facts.family]
+    how_en, how_zh = _HOW["folded" if facts.is_folded else facts.family]
     shape = (
         f"{counts.total:,} parameters · {config.num_hidden_layers} layers · hidden {config.hidden_size} · "
         f"{config.num_attention_heads}/{config.num_key_value_heads} heads · context {config.max_position_embeddings:,}"
@@ -83,7 +84,8 @@ _HOW = {
         + _GRANITE,
         "计算图与 MiniCPM 完全相同,采用 transformers、vLLM、llama.cpp 原生支持的名称,无需远程代码。",
     ),
-    "llama": (
+    "llama": ("Any runtime that knows Llama runs it.\n\n" + _GRANITE, "任何支持 Llama 的运行时均可直接加载。"),
+    "folded": (
         "The scales are folded into the weights and the head is untied; `minicpm_fold` in config.json says how.\n\n"
         + _GRANITE,
         "缩放系数已折叠进权重,输出头与词嵌入不再共享;config.json 的 `minicpm_fold` 记录了还原方法。",

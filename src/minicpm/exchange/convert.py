@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from minicpm.exchange.family import Entries, Move, move
 from minicpm.exchange.layout import FLOAT_DTYPES, FLOAT_OF_TORCH, TORCH_NAMES, gguf_block_type, parse_dtype
 from minicpm.exchange.recast import check_finite, recast
 from minicpm.exchange.source import FOLD_KEY, Source, open_source
-from minicpm.formats.blocks import block_type as find_block_type
 from minicpm.formats.gguf_write import write_gguf_model
 from minicpm.formats.hf_config import config_to_hf
 from minicpm.formats.safetensors_write import write_safetensors_model
@@ -100,7 +98,8 @@ def convert(
     else:
         result = _write_folder(opened, moved, destination, licence, target, finish)
     types = Counter(entry.block_type for entry in moved.entries.values())
-    return Conversion(destination, wanted, types, _tensor_bytes(moved), result)
+    num_bytes = sum(entry.num_bytes for entry in moved.entries.values())
+    return Conversion(destination, wanted, types, num_bytes, result)
 
 
 def _saved_type(source: Source, moved: Move, to: str) -> str | None:
@@ -198,14 +197,8 @@ def _write_folder(
             family=moved.config.model_type,
             dtype=TORCH_NAMES[target] if target else moved.config.torch_dtype,
             check=result.describe() if result else None,
+            is_folded=moved.note is not None,
         )
         (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
         folders.write_manifest(folder)
     return result
-
-
-def _tensor_bytes(moved: Move) -> int:
-    return sum(
-        math.prod(entry.shape[:-1]) * find_block_type(entry.block_type).row_bytes(entry.shape[-1])
-        for entry in moved.entries.values()
-    )

@@ -58,7 +58,7 @@ def open_source(path: Path, *, allow_pickle: bool = False) -> Source:
     else:
         tokenizer = Tokenizer.from_folder(path)
         licence, name = _licence_of(path), None
-        fold = json.loads((path / "config.json").read_text(encoding="utf-8")).get(FOLD_KEY)
+        fold = checkpoint.hf_config.get(FOLD_KEY)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model only {checkpoint.config.vocab_size} rows"

@@ -56,3 +56,13 @@ def test_different_sizes_are_refused() -> None:
         agreement(Scores(P), Scores(P[:1]))
     with pytest.raises(DataError, match="vocabulary of 3 tokens with one of 2"):
         agreement(Scores(P), Scores(P[:, :2]))
+
+
+def test_positions_that_one_side_is_silent_about_are_left_out() -> None:
+    silent = np.array(P)
+    silent[0] = -np.inf
+    result = agreement(Scores(silent), Scores(Q))
+    assert result.num_positions == 1
+    assert result.top1 == 1
+    with pytest.raises(DataError, match="no position"):
+        agreement(Scores(np.full_like(P, -np.inf)), Scores(Q))
