@@ -3,8 +3,9 @@
 `LanguageModel` is text in, text out; `Engine` is below it, for those who run many requests through steps of their own.
 """
 
+from minicpm.engine.batch import StepDecoder
 from minicpm.engine.completion import Completion
-from minicpm.engine.engine import Engine, Event, Load, StepDecoder
+from minicpm.engine.engine import Engine, Event, Load
 from minicpm.engine.language_model import LanguageModel
 from minicpm.engine.runner import TextStream
 from minicpm.engine.sampling import Sampler

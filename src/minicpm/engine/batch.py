@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,23 @@ import numpy.typing as npt
 from minicpm.engine.scheduler import Chunk
 
 Ints: TypeAlias = npt.NDArray[np.int32]
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+class StepDecoder(Protocol):
+    """What the engine needs of a `Decoder`."""
+
+    def step(
+        self,
+        tokens: Ints,
+        positions: Ints,
+        sequences: Ints,
+        block_tables: Ints,
+        output_rows: Ints,
+        outputs: Literal["logits", "hidden"] = "logits",
+    ) -> Floats:
+        """Compute rows of several sequences."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

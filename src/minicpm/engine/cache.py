@@ -85,6 +85,7 @@ class BlockPool:
         """Give up one hold on each of `blocks`, which stand in the order of the sequence."""
         # The end of a prefix is worth less than its beginning, which more sequences have in common: it goes first.
         for block in reversed(list(blocks)):
+            assert self._num_holders[block] > 0, "a block is released once per hold"
             self._num_holders[block] -= 1
             if self._num_holders[block]:
                 continue
@@ -92,13 +93,6 @@ class BlockPool:
                 self._kept[block] = None
             else:
                 self._empty.append(block)
-
-    def forget_all(self) -> None:
-        """Drop the content of every block that nobody holds, and let none that is held be found again."""
-        self._empty.extend(reversed(self._kept))
-        self._kept.clear()
-        self._digests.clear()
-        self._by_digest.clear()
 
     def _forget(self, block: int) -> None:
         del self._by_digest[self._digests.pop(block)]

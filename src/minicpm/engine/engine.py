@@ -9,12 +9,11 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import numpy as np
 
 from minicpm.architecture import ModelConfig
-from minicpm.engine.batch import Batch, Ints, build_batch
+from minicpm.engine.batch import Batch, StepDecoder, build_batch
 from minicpm.engine.cache import BlockPool
 from minicpm.engine.interrupts import InterruptShield
 from minicpm.engine.outputs import Floats, read_hidden, score_prompt, token_logprob
@@ -24,22 +23,6 @@ from minicpm.engine.sequence import Request, Sequence, TokenLogprob
 from minicpm.engine.stopping import Ending, FinishReason
 from minicpm.errors import EngineError
 from minicpm.tokenizer import Tokenizer
-
-
-class StepDecoder(Protocol):
-    """What the engine needs of a `Decoder`."""
-
-    def step(
-        self,
-        tokens: Ints,
-        positions: Ints,
-        sequences: Ints,
-        block_tables: Ints,
-        output_rows: Ints,
-        outputs: Literal["logits", "hidden"] = "logits",
-    ) -> Floats:
-        """Compute rows of several sequences."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

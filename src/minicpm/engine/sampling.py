@@ -16,9 +16,9 @@ Left out: when to stop (`stopping.py`).
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -89,9 +89,9 @@ class Sampler:
         """Whether the choice depends on what occurred before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
-    def generator(self) -> random.Random:
+    def generator(self) -> Random:
         """A generator for one sequence. Python promises that a seed gives the same numbers in every version."""
-        return random.Random() if self.seed is None else random.Random(f"minicpm {self.seed}")
+        return Random() if self.seed is None else Random(f"minicpm {self.seed}")
 
 
 class Occurrences:
@@ -107,23 +107,38 @@ class Occurrences:
         self.in_reply[token_id] += 1
 
 
-def choose_token(logits: Floats, sampler: Sampler, occurrences: Occurrences | None, generator: random.Random) -> int:
+def choose_token(logits: Floats, sampler: Sampler, occurrences: Occurrences | None, generator: Random) -> int:
     """Return the next token after logits (V,), which are left as they are.
 
     Raises:
         EngineError: the logits are not numbers.
     """
-    logits = _adjust(logits, sampler, occurrences)
-    best = int(logits.argmax())
-    if not math.isfinite(logits[best]):
-        raise EngineError(f"the model gives the logit {logits[best]} for token {best}; its weights are damaged")
-    if sampler.is_greedy:
-        return best
-    ids, weights = _candidates(logits, sampler, logits[best])
+    ids, weights = candidates(logits, sampler, occurrences)
+    if ids is not None and len(ids) == 1:
+        return int(ids[0])
     sums = weights.cumsum(dtype=np.float64)
     place = int(sums.searchsorted(generator.random() * sums[-1], side="right"))
     place = min(place, len(sums) - 1)
     return place if ids is None else int(ids[place])
+
+
+def candidates(
+    logits: Floats, sampler: Sampler, occurrences: Occurrences | None = None
+) -> tuple[Ids | None, npt.NDArray[Any]]:
+    """Return the tokens that may come after logits (V,), None for all of them, and the weight of each.
+
+    The weights are in proportion to the probabilities of the choice; they need not sum to 1.
+
+    Raises:
+        EngineError: the logits are not numbers.
+    """
+    logits = _adjust(logits, sampler, occurrences)
+    best = logits.argmax()
+    if not math.isfinite(logits[best]):
+        raise EngineError(f"the model gives the logit {logits[best]} for token {best}; its weights are damaged")
+    if sampler.is_greedy:
+        return np.array([best]), np.ones(1)
+    return _cut_down(logits, sampler, logits[best])
 
 
 def log_softmax(logits: Floats) -> Floats:
@@ -165,8 +180,8 @@ def _adjust(logits: Floats, sampler: Sampler, occurrences: Occurrences | None) -
     return logits
 
 
-def _candidates(logits: Floats, sampler: Sampler, peak: np.float32) -> tuple[Ids | None, npt.NDArray[Any]]:
-    """The tokens that stay (None: all, in order) and their weights, which need not sum to 1."""
+def _cut_down(logits: Floats, sampler: Sampler, peak: np.float32) -> tuple[Ids | None, npt.NDArray[Any]]:
+    """Temperature, `top_k`, `top_p` and `min_p`."""
     with np.errstate(over="ignore", under="ignore"):
         if sampler.top_k and sampler.top_k < len(logits):
             ids = top_tokens(logits, sampler.top_k)

@@ -107,8 +107,9 @@ class Scheduler:
         return chunks + self._plan_prompts(prompts, is_mixed=bool(chunks))
 
     def _plan_prompts(self, prompts: list[Sequence], *, is_mixed: bool) -> list[Chunk]:
-        room = self.limits.max_mixed_tokens if is_mixed else self.limits.max_step_tokens
-        rows = self.limits.max_output_rows
+        limits = self.limits
+        room = min(limits.max_mixed_tokens, limits.max_step_tokens) if is_mixed else limits.max_step_tokens
+        rows = limits.max_output_rows
         claimed: set[Digest] = set()
         chunks = []
         for place, sequence in enumerate(prompts):

@@ -1,0 +1,180 @@
+"""Who runs when, held by invariants under random load; no decoder is needed for that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm.engine.cache import BlockPool
+from minicpm.engine.scheduler import Limits, QueueFullError, Scheduler
+from minicpm.engine.sequence import Request, Sequence
+from minicpm.engine.stopping import Ending
+
+BLOCK = 4
+
+
+def sequence_of(prompt: list[int], **options: Any) -> Sequence:
+    ending = Ending(None, end_ids=frozenset(), stops=(), max_new_tokens=100)
+    return Sequence(Request(prompt, **options), ending=ending, max_new_tokens=100, vocab_size=1000)
+
+
+def scheduler_of(num_blocks: int = 64, **limits: int) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, BLOCK), Limits(**limits))
+
+
+def run_step(scheduler: Scheduler) -> dict[Sequence, int]:
+    """Plan a step and write it into the books as the engine does; sequences whose tokens are all read get one more."""
+    plan = {chunk.sequence: chunk.num_tokens for chunk in scheduler.plan()}
+    for sequence, num_tokens in plan.items():
+        assert 1 <= num_tokens <= sequence.num_pending
+        assert len(sequence.blocks) * BLOCK >= sequence.num_computed + num_tokens
+        sequence.num_computed += num_tokens
+        sequence.publish(scheduler.pool)
+        if not sequence.num_pending:
+            sequence.token_ids.append(len(sequence.token_ids))
+    return plan
+
+
+def numbers(count: int, start: int = 0) -> list[int]:
+    return list(range(start, start + count))
+
+
+def test_generating_sequences_get_one_token_each_and_prompts_the_mixed_budget() -> None:
+    scheduler = scheduler_of(max_step_tokens=32, max_mixed_tokens=6)
+    first, second, third = (sequence_of(numbers(n, 100 * n)) for n in (5, 20, 21))
+    scheduler.add(first)
+    assert run_step(scheduler) == {first: 5}
+    scheduler.add(second)
+    scheduler.add(third)
+    assert run_step(scheduler) == {first: 1, second: 3, third: 3}
+
+
+def test_prompts_are_read_in_order_but_a_long_one_leaves_half_of_the_room() -> None:
+    scheduler = scheduler_of(max_step_tokens=32)
+    long, short, shorter = (sequence_of(numbers(n, 100 * n)) for n in (100, 10, 3))
+    for sequence in (long, short, shorter):
+        scheduler.add(sequence)
+    assert run_step(scheduler) == {long: 16, short: 10, shorter: 3}
+    scheduler.remove(short)
+    scheduler.remove(shorter)
+    assert run_step(scheduler) == {long: 32}
+
+
+def test_no_more_run_than_may() -> None:
+    scheduler = scheduler_of(max_parallel=2)
+    sequences = [sequence_of(numbers(3, 10 * i)) for i in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    assert set(run_step(scheduler)) == set(sequences[:2])
+    scheduler.remove(sequences[0])
+    assert set(run_step(scheduler)) == set(sequences[1:])
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    scheduler = scheduler_of(max_step_tokens=64)
+    common = numbers(10)
+    one, other, different = sequence_of([*common, 50]), sequence_of([*common, 60]), sequence_of(numbers(6, 200))
+    for sequence in (one, other, different):
+        scheduler.add(sequence)
+    assert run_step(scheduler) == {one: 11, different: 6}
+    assert run_step(scheduler) == {one: 1, different: 1, other: 3}
+    assert other.blocks[:2] == one.blocks[:2]
+    assert (one.num_cached_tokens, other.num_cached_tokens) == (0, 8)
+
+
+def test_the_last_token_is_always_computed() -> None:
+    scheduler = scheduler_of()
+    one, same = sequence_of(numbers(8)), sequence_of(numbers(8))
+    scheduler.add(one)
+    run_step(scheduler)
+    scheduler.remove(one)
+    scheduler.add(same)
+    assert run_step(scheduler) == {same: 4}
+
+
+def test_a_request_that_reads_every_row_takes_nothing_from_the_cache() -> None:
+    scheduler = scheduler_of(max_output_rows=6)
+    one, scored = sequence_of(numbers(9)), sequence_of(numbers(9), prompt_logprobs=0)
+    scheduler.add(one)
+    run_step(scheduler)
+    scheduler.add(scored)
+    assert run_step(scheduler) == {one: 1, scored: 6}
+    assert scored.num_cached_tokens == 0
+
+
+def test_hidden_states_and_logits_take_turns() -> None:
+    scheduler = scheduler_of(max_step_tokens=4)
+    plain, hidden = sequence_of(numbers(12)), sequence_of(numbers(12, 50), pooling="mean")
+    scheduler.add(plain)
+    scheduler.add(hidden)
+    kinds = [[s.wants_hidden for s in run_step(scheduler)] for _ in range(4)]
+    assert kinds == [[True], [False], [True], [False]]
+
+
+def test_when_blocks_run_out_the_last_to_come_makes_room_and_is_first_to_return() -> None:
+    scheduler = scheduler_of(num_blocks=6)
+    old, young, waiting = (sequence_of(numbers(8, 20 * i)) for i in range(3))
+    for sequence in (old, young, waiting):
+        scheduler.add(sequence)
+    run_step(scheduler)
+    assert scheduler.running == [old, young]
+    for _ in range(8):
+        run_step(scheduler)
+    assert scheduler.running == [old]
+    assert list(scheduler.waiting) == [young, waiting]
+    assert young.num_preemptions == 1
+    assert old.num_preemptions == 0
+    scheduler.remove(old)
+    run_step(scheduler)
+    assert scheduler.running[0] is young
+
+
+def test_the_queue_is_bounded_by_requests_and_by_tokens() -> None:
+    scheduler = scheduler_of(max_waiting=2, max_waiting_tokens=10)
+    scheduler.add(sequence_of(numbers(6)))
+    with pytest.raises(QueueFullError, match="6 tokens wait already and 5 more would pass the limit of 10"):
+        scheduler.add(sequence_of(numbers(5)))
+    last = sequence_of(numbers(4))
+    scheduler.add(last)
+    with pytest.raises(QueueFullError, match="2 requests wait already"):
+        scheduler.add(sequence_of([1]))
+    scheduler.remove(last)
+    scheduler.add(sequence_of([1]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_everything_finishes_and_nothing_is_lost(data: st.DataObject) -> None:
+    num_blocks = data.draw(st.integers(5, 12))
+    limits = Limits(
+        max_parallel=data.draw(st.integers(1, 5)),
+        max_step_tokens=data.draw(st.integers(1, 20)),
+        max_mixed_tokens=data.draw(st.integers(1, 8)),
+        max_output_rows=data.draw(st.integers(1, 8)),
+    )
+    scheduler = Scheduler(BlockPool(num_blocks, BLOCK), limits)
+    lengths = data.draw(st.lists(st.tuples(st.integers(1, 14), st.integers(1, 6), st.booleans()), max_size=8))
+    # Prompts that begin alike, so that sharing, waiting for each other and preemption all meet.
+    goals = {sequence_of(numbers(n), prompt_logprobs=0 if scored else None): n + new for n, new, scored in lengths}
+    for sequence in goals:
+        scheduler.add(sequence)
+    for _ in range(2000):
+        if not scheduler.has_work:
+            break
+        plan = run_step(scheduler)
+        assert plan
+        held = [block for sequence in scheduler.running for block in sequence.blocks]
+        assert scheduler.pool.num_held == len(set(held))
+        assert len({s.slot for s in scheduler.running}) == len(scheduler.running) <= limits.max_parallel
+        prompt_tokens = sum(n for n in plan.values() if n > 1)
+        assert prompt_tokens <= limits.max_step_tokens
+        for sequence in plan:
+            sequence.num_read = max(sequence.num_read, sequence.num_computed) if sequence.reads_every_row else 0
+            if len(sequence.token_ids) >= goals[sequence]:
+                scheduler.remove(sequence)
+    assert not scheduler.has_work
+    assert scheduler.pool.num_held == 0
+    assert scheduler.num_waiting_tokens == 0
