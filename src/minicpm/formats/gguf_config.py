@@ -122,7 +122,7 @@ def config_from_gguf(
             tie_word_embeddings=is_tied,
             torch_dtype=torch_dtype,
             model_type=architecture,
-            **_scales(fields, hidden, layers),
+            **_scales(fields, hidden, layers, head_dim),
             **_token_ids(metadata, vocab_size, where),
         )
         return config.replace(rope_scaling=_rope_scaling(fields, config, rope_divisors))
@@ -130,12 +130,14 @@ def config_from_gguf(
         raise FormatError(f"{where}: {error}") from error
 
 
-def _scales(fields: _Fields, hidden: int, layers: int) -> dict[str, Any]:
+def _scales(fields: _Fields, hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
     """Return the three muP scales and the attention scale.
 
     Files of the first MiniCPM converter name no scales; they hold models with these of the 2B.
     """
-    attention = fields.number("attention.scale", 0.0) or None  # 0 stands for 1/√head_dim
+    attention = fields.number("attention.scale", 0.0) or None
+    if attention is not None and np.float32(attention) == np.float32(max(head_dim, 1) ** -0.5):
+        attention = None  # what 0 and a missing key also stand for
     if fields.architecture == "llama":
         neutral = {"scale_emb": 1.0, "scale_depth": math.sqrt(max(layers, 1)), "dim_model_base": float(hidden)}
         return neutral | {"attention_multiplier": attention}
