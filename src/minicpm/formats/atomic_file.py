@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +27,7 @@ def atomic_file(path: Path, num_bytes: int = 0) -> Iterator[BinaryIO]:
     Raises:
         CheckpointError: no space, no folder, no permission.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
     try:
         _check_free_space(path, num_bytes)
         try:

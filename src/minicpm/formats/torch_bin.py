@@ -6,8 +6,6 @@ torch is imported when a file is opened. What this leaves out: writing such file
 from __future__ import annotations
 
 import math
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +45,10 @@ def load_torch_bins(folder: Path) -> dict[str, Weight]:
 
 
 def _load(path: Path) -> dict[str, Weight]:
+    # Both cost every start of the program milliseconds; few ever come here.
+    import pickle
+    import zipfile
+
     try:
         import torch
     except ImportError as error:
