@@ -19,7 +19,7 @@ from minicpm.formats.folder_weights import EMBEDDING, HEAD, folder_entries, with
 from minicpm.formats.gguf_read import open_gguf
 from minicpm.formats.gguf_weights import gguf_config_and_entries
 from minicpm.formats.hf_config import config_from_hf
-from minicpm.formats.json_file import read_json
+from minicpm.formats.json_file import read_json, read_limited
 from minicpm.formats.typed_fields import TypedFields
 from minicpm.formats.weight_map import LazyWeights, WeightEntry, check_shapes
 
@@ -133,9 +133,9 @@ def _folder_template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FormatError(f"cannot read {path}: {error}") from error
+            return read_limited(path).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} is not valid UTF-8: {error.reason} at byte {error.start}") from error
     for name in ("tokenizer_config.json", "chat_template.json"):
         if (folder / name).is_file():
             template = read_json(folder / name).get("chat_template")

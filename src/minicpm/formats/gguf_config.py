@@ -44,13 +44,13 @@ class _Fields:
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]  # some writers repeat the number for each layer
         if type(value) is not int or not 0 <= value < 1 << 31:
-            raise FormatError(f"{self.where}: {self.architecture}.{name} must be one whole number, got {_brief(value)}")
+            raise FormatError(f"{self.where}: {self.architecture}.{name} must be one whole number, got {brief(value)}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self._get(name, default)
         if type(value) not in (int, float):
-            raise FormatError(f"{self.where}: {self.architecture}.{name} must be a number, got {_brief(value)}")
+            raise FormatError(f"{self.where}: {self.architecture}.{name} must be a number, got {brief(value)}")
         if type(value) is float and name in self:
             return shortest_decimal(value, _rounds_to(value))
         return float(value)
@@ -65,9 +65,23 @@ class _Fields:
         return self.metadata.get(key, default)
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """Return `value` as it may stand in a one-line message, whatever a file holds."""
     text = repr(value[:4])[:-1] + ", …]" if isinstance(value, list) and len(value) > 4 else repr(value)
     return text if len(text) <= 80 else text[:80] + "…"
+
+
+def supported_architecture(metadata: Mapping[str, Any], where: str) -> str:
+    """Return `general.architecture`.
+
+    Raises:
+        FormatError: missing or not supported.
+    """
+    found = metadata.get("general.architecture")
+    if found not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise FormatError(f"{where}: architecture {brief(found)} is not supported; known: {known}")
+    return str(found)
 
 
 def config_from_gguf(
@@ -92,9 +106,7 @@ def config_from_gguf(
     Raises:
         FormatError: unknown architecture, or a missing, mistyped or unsupported key.
     """
-    architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise FormatError(f"{where}: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}")
+    architecture = supported_architecture(metadata, where)
     fields = _Fields(metadata, architecture, where)
     if architecture == "granite" and metadata.get("granite.rope.scaling.finetuned") is False:
         raise FormatError(f"{where}: granite.rope.scaling.finetuned is false: models without rope are not supported")
@@ -147,7 +159,7 @@ def _scales(fields: _Fields, hidden: int, layers: int, head_dim: int) -> dict[st
     divisor = fields.metadata.get(f"{fields.architecture}.logit_scale", hidden / 256 if is_minicpm else 1.0)
     if type(residual) not in (int, float) or type(divisor) not in (int, float) or not divisor:
         raise FormatError(
-            f"{fields.where}: residual_scale {residual!r} or logit_scale {divisor!r} is no number other than 0"
+            f"{fields.where}: residual_scale {brief(residual)} or logit_scale {brief(divisor)} is no number or 0"
         )
     if attention is not None and is_minicpm:
         raise FormatError(f"{fields.where}: minicpm.attention.scale is not supported; granite has one")
@@ -163,7 +175,7 @@ def _token_ids(metadata: Mapping[str, Any], vocab_size: int, where: str) -> dict
     def token_id(name: str, default: int | None = None) -> int | None:
         value = metadata.get(f"tokenizer.ggml.{name}", default)
         if value is not None and (type(value) is not int or not 0 <= value < vocab_size):
-            raise FormatError(f"{where}: tokenizer.ggml.{name} must be an id below {vocab_size}, got {_brief(value)}")
+            raise FormatError(f"{where}: tokenizer.ggml.{name} must be an id below {vocab_size}, got {brief(value)}")
         return value
 
     is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama" and vocab_size > 2
@@ -182,7 +194,7 @@ def _rope_scaling(fields: _Fields, config: ModelConfig, divisors: Floats | None)
         kind, factor = "linear", fields.number("rope.scale_linear")
     if kind not in ("none", "linear", *RAMPS):
         raise FormatError(
-            f"{fields.where}: rope scaling {kind!r} is not supported; known: none, linear, rope_freqs.weight"
+            f"{fields.where}: rope scaling {brief(kind)} is not supported; known: none, linear, rope_freqs.weight"
         )
     if divisors is None:
         if kind in RAMPS:
@@ -244,9 +256,9 @@ def _scales_to_gguf(config: ModelConfig) -> dict[str, Any]:
     usual = math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-6)
     if config.model_type == "llama":
         neutral = (config.scale_emb, config.residual_scale, config.logit_divisor)
-        if not usual or not np.allclose(neutral, 1.0, rtol=1e-6):
+        if not np.allclose(neutral, 1.0, rtol=1e-6):
             raise ConfigError("a llama GGUF has no scales: fold them into the weights, or write granite or minicpm")
-        return {}
+        return {} if usual else {"attention.scale": config.attention_scale}
     if config.model_type == "minicpm" and not usual:
         raise ConfigError("a minicpm GGUF has no attention_multiplier other than 1/√head_dim; write granite instead")
     scales = {

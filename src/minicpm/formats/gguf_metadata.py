@@ -184,11 +184,13 @@ class LazyArray:
         first = int(self.starts[0])
         text = bytes(self.cursor.buffer[first : int(self.ends[-1])])
         spans = zip((self.starts - first).tolist(), (self.ends - first).tolist(), strict=True)
+        items: list[str] = []
         try:
-            return [text[start:end].decode() for start, end in spans]
+            items.extend(text[start:end].decode() for start, end in spans)
         except UnicodeDecodeError as error:
-            at = first + text.find(error.object)
+            at = int(self.starts[len(items)])
             raise self.cursor.fail(f"a string of {self.what} is not valid UTF-8: {error.object[:40]!r}", at) from None
+        return items
 
 
 def measure_strings(cursor: Cursor, count: int, what: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

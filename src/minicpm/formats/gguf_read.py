@@ -95,7 +95,7 @@ def parse_gguf(data: Bytes, path: Path) -> GGUFFile:
     _refuse_split(metadata, path)
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 65536 or alignment & (alignment - 1):
-        raise FormatError(f"{path}: general.alignment must be a power of two up to 65536, got {alignment!r}")
+        raise FormatError(f"{path}: general.alignment must be a power of two up to 65536, got {repr(alignment)[:40]}")
     return GGUFFile(path, version, metadata, _read_tensors(cursor, num_tensors, alignment), data)
 
 

@@ -5,12 +5,13 @@ The one place that undoes the permutation of the q and k rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 from minicpm.architecture import ModelConfig
 from minicpm.errors import FormatError
 from minicpm.formats import names
-from minicpm.formats.gguf_config import ARCHITECTURES, config_from_gguf
+from minicpm.formats.gguf_config import config_from_gguf, supported_architecture
 from minicpm.formats.gguf_read import GGUFFile
 from minicpm.formats.rope_factors import ROPE_TENSOR
 from minicpm.formats.weight import Weight
@@ -26,10 +27,7 @@ def gguf_config_and_entries(file: GGUFFile) -> tuple[ModelConfig, dict[str, Weig
         FormatError: an unsupported architecture, a broken key, or a tensor of no known name.
     """
     where = str(file.path)
-    architecture = file.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        # Said before anything about tensors: their names differ among architectures.
-        raise FormatError(f"{where}: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}")
+    supported_architecture(file.metadata, where)  # before anything about tensors, whose names depend on it
     embedding = file.tensors.get(names.HF_TO_GGUF["model.embed_tokens.weight"])
     if embedding is None or len(embedding.shape) != 2:
         raise FormatError(f"{where}: the tensor token_embd.weight is missing or no matrix")
@@ -37,13 +35,14 @@ def gguf_config_and_entries(file: GGUFFile) -> tuple[ModelConfig, dict[str, Weig
     num_tokens = file.metadata.count("tokenizer.ggml.tokens")
     if num_tokens not in (0, vocab_size):
         raise FormatError(f"{where}: the vocabulary has {num_tokens} tokens, the embedding {vocab_size} rows")
+    types = Counter(info.block_type for info in file.tensors.values() if len(info.shape) > 1)
     divisors = file.weight(ROPE_TENSOR).decode().reshape(-1) if ROPE_TENSOR in file.tensors else None
     config = config_from_gguf(
         file.metadata,
         vocab_size=vocab_size,
         is_tied=names.HF_TO_GGUF["lm_head.weight"] not in file.tensors,
         rope_divisors=divisors,
-        torch_dtype=_TORCH_DTYPES.get(embedding.block_type, "float16"),
+        torch_dtype=_TORCH_DTYPES.get(types.most_common(1)[0][0], "float16"),
         where=where,
     )
     return config, _entries(file, config)

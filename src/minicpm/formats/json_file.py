@@ -19,14 +19,23 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     Raises:
         FormatError: unreadable, too large, not JSON, or no object.
     """
+    return parse_json(read_limited(path, max_bytes), str(path))
+
+
+def read_limited(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the bytes of the file at `path`.
+
+    Raises:
+        FormatError: unreadable, or more than `max_bytes`.
+    """
     try:
         with path.open("rb") as file:
-            text = file.read(max_bytes + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(text) > max_bytes:
+    if len(content) > max_bytes:
         raise FormatError(f"{path} has more than {max_bytes} bytes, too many for such a file")
-    return parse_json(text, str(path))
+    return content
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:

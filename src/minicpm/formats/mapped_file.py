@@ -1,4 +1,8 @@
-"""`map_file`: the bytes of a file without reading them."""
+"""`map_file`: the bytes of a file without reading them.
+
+What this leaves out: files that others shorten while they are mapped, which no program can read safely; ours are
+replaced as a whole, never written in place.
+"""
 
 from __future__ import annotations
 

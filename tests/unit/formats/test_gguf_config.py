@@ -115,7 +115,7 @@ BROKEN = {
     "values": ({"minicpm.attention.value_length": 32}, "attention.value_length must equal the head width 16"),
     "yarn": ({"minicpm.rope.scaling.type": "yarn"}, "rope scaling 'yarn' is not supported"),
     "no tensor": ({"minicpm.rope.scaling.type": "llama3"}, "without the tensor rope_freqs.weight"),
-    "zero": ({"minicpm.logit_scale": 0.0}, "logit_scale 0.0 is no number other than 0"),
+    "zero": ({"minicpm.logit_scale": 0.0}, "logit_scale 0.0 is no number or 0"),
     "NaN": ({"minicpm.residual_scale": float("nan")}, "scale_depth must be a positive number, got nan"),
     "infinity": ({"minicpm.embedding_scale": float("inf")}, "scale_emb must be a positive number, got inf"),
     "epsilon": ({"minicpm.attention.layer_norm_rms_epsilon": "1e-5"}, "epsilon must be a number, got '1e-5'"),

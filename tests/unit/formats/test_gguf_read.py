@@ -14,6 +14,7 @@ from tests.unit.formats.model_files import entries_of, random_entries, vocabular
 from minicpm.architecture import ModelConfig
 from minicpm.errors import FormatError
 from minicpm.formats import gguf_metadata
+from minicpm.formats.gguf_config import config_from_gguf
 from minicpm.formats.gguf_read import GGUFFile, open_gguf, parse_gguf
 from minicpm.formats.gguf_write import write_gguf, write_gguf_model
 
@@ -223,3 +224,17 @@ def test_a_weight_is_a_view_of_the_file(tmp_path: Path) -> None:
     data = open_gguf(tmp_path / "a.gguf").weight("t").data
     assert not data.flags.owndata
     assert not data.flags.writeable
+
+
+def test_the_offset_is_that_of_the_broken_string() -> None:
+    """Also where its bytes occur in an earlier one: é ends in 0xA9."""
+    raw = gguf([pair("k", ARRAY, struct.pack("<IQ", STRING, 2) + text("é") + text(b"\xa9"))])
+    with pytest.raises(FormatError, match=rf"at byte {raw.rindex(0xA9)}: a string of 'k'"):
+        read(raw)
+
+
+def test_messages_stay_short_whatever_the_file_holds() -> None:
+    long = ["x" * 1000] * 1000
+    with pytest.raises(FormatError) as caught:
+        config_from_gguf({"general.architecture": long}, vocab_size=9, is_tied=True)
+    assert len(str(caught.value)) < 300
