@@ -80,7 +80,7 @@ def agreement(a: Scores, b: Scores) -> Agreement:
     """
     if len(a.logprobs) != len(b.logprobs):
         raise DataError(f"cannot compare {len(a.logprobs)} positions with {len(b.logprobs)}")
-    is_told = np.isfinite(a.logprobs).any(axis=1) & np.isfinite(b.logprobs).any(axis=1)
+    is_told = np.isfinite(a.logprobs.max(axis=1)) & np.isfinite(b.logprobs.max(axis=1))
     if not is_told.any():
         raise DataError("there is no position that both models tell anything about")
     a, b = a.rows(is_told), b.rows(is_told)

@@ -64,20 +64,23 @@ class TransformersBackend:
 
     def __init__(self, path: str, dtype: str | None = None) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        import transformers
 
         from minicpm.model.loading import parse_dtype
 
-        logging.disable_progress_bar()
+        quiet: Any = transformers.utils.logging
+        quiet.disable_progress_bar()
         kind: Any = parse_dtype(dtype) if dtype else "auto"
         try:
-            self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=kind, trust_remote_code=False)
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=kind, trust_remote_code=False
+            )
         except (ValueError, OSError) as error:
             raise ConfigError(
                 f"transformers cannot open {path}: {str(error).splitlines()[0]}; "
                 "a folder in the granite or llama format needs no code of its own"
             ) from error
+        self.model: Any = opened
         self.torch = torch
 
     def score(self, ids: Sequence[int]) -> Scores:
