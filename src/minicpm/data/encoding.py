@@ -61,11 +61,16 @@ class _Cutter:
         joined = np.frombuffer("\0".join(pieces).encode("utf-32-le", "surrogatepass"), np.uint32)
         self._neighbours[_hash_pairs(joined)] = True
         self._backend = _bare_backend(state)
-        self._clear()
+        self._known: dict[str, int] = {}
+        self._firsts = np.empty(0, np.int64)
+        self._counts = np.empty(0, np.int64)
+        self._ids = np.empty(0, np.uint32)
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         if len(self._known) > _MAX_CACHED:
-            self._clear()
+            # Start over rather than grow without end; the frequent strings are back at once.
+            self._known, self._ids = {}, self._ids[:0]
+            self._firsts, self._counts = self._firsts[:0], self._counts[:0]
         prefix = self._prefix
         parts = [prefix + text.replace(" ", SPACE_MARK) if text else "" for text in texts]
         joined = "".join(parts)
@@ -105,12 +110,6 @@ class _Cutter:
         self._counts = np.append(self._counts, counts)
         flat = np.fromiter((i for ids in lists for i in ids), np.uint32, int(counts.sum()))
         self._ids = np.append(self._ids, flat)
-
-    def _clear(self) -> None:
-        self._known: dict[str, int] = {}
-        self._firsts = np.empty(0, np.int64)
-        self._counts = np.empty(0, np.int64)
-        self._ids = np.empty(0, np.uint32)
 
 
 def _hash_pairs(codes: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -17,8 +17,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +32,15 @@ _CYCLE_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class Mix:
-    """One source of a stage.
+    r"""One source of a stage.
 
     Attributes:
         name: unique; the name under which its loss is logged.
         weight: its share of the stage's tokens.
-        path: text or token shards: a file, folder, glob, `stdlib:` or `hf:…`; empty where an earlier stage of the run,
-            or its section `[[source]]`, gives it under the same name.
-        field: the field of a row that holds the text, or a template such as "{en}\\n{zh}".
+        path: text or token shards: a file, folder, glob, `stdlib:` or `hf:…`; empty where another stage of the run
+            gives it under the same name.
+        field: the field of a row that holds the text, or a template such as "{en}\n{zh}".
+        kind: `text`, or `rows` for conversations and instructions, of which only the answers are targets.
         max_epochs: how often its rows may be seen at most; 0 is without limit.
     """
 
@@ -48,6 +48,7 @@ class Mix:
     weight: float
     path: str = ""
     field: str = "text"
+    kind: Literal["text", "rows"] = "text"
     max_epochs: float = 0.0
 
     def __post_init__(self) -> None:

@@ -185,7 +185,7 @@ def _read(folder: Path, identity: dict[str, Any]) -> RowPlan | None:
 
 def _keep(folder: Path, plan: RowPlan, identity: dict[str, Any]) -> None:
     facts = {name: getattr(plan, name) for name in ("num_rows", "num_inputs", "num_cut", "num_dropped")}
-    arrays = {"starts": plan.starts, "lengths": plan.lengths, "row_bounds": plan.row_bounds}
+    arrays: dict[str, NDArray[Any]] = {"starts": plan.starts, "lengths": plan.lengths, "row_bounds": plan.row_bounds}
     try:
         with new_folder(folder, replaces=True) as temporary:
             for name, array in arrays.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class ShardWriter:
     ) -> None:
         """Append documents: their ids one after another, the length of each, and the bytes of each text."""
         data = ids.astype(self._dtype, copy=False)
-        self._hash.update(data)
+        self._hash.update(data.tobytes())
         ends = np.cumsum(lengths)
         done = document = 0
         while document < len(lengths):
