@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from minicpm.exchange.agreement import Scores, agreement
-from minicpm.exchange.backends import EngineBackend, TorchBackend, TransformersBackend
+from minicpm.exchange.backends import Backend, EngineBackend, TorchBackend, TransformersBackend
 from minicpm.exchange.convert import convert
 from minicpm.exchange.source import open_source
 from minicpm.hub import resolve
@@ -41,9 +41,9 @@ def table_of_bf16_angles(frequencies: tuple[float, ...], positions: torch.Tensor
     return angles.cos(), angles.sin()
 
 
-def score(make: Callable[[], object], windows: list[list[int]]) -> list[Scores]:
+def score(make: Callable[[], Backend], windows: list[list[int]]) -> list[Scores]:
     backend = make()
-    return [backend.score(ids) for ids in windows]  # type: ignore[attr-defined]
+    return [backend.score(ids) for ids in windows]
 
 
 def cost(truth: list[Scores], variant: list[Scores], start: int, stop: int) -> tuple[float, float]:

@@ -80,7 +80,6 @@ class TransformersBackend:
                 f"transformers cannot open {path}: {str(error).splitlines()[0]}; "
                 "a folder in the granite or llama format needs no code of its own"
             ) from error
-        self.model: Any = opened
         self.torch = torch
 
     def score(self, ids: Sequence[int]) -> Scores:
