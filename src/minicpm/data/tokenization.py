@@ -7,13 +7,9 @@ Each document is bos (where the model has one), its ids, and eos. What this leav
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +20,7 @@ from numpy.typing import NDArray
 
 from minicpm.data.atomic import new_folder
 from minicpm.data.encoding import BatchEncoder
+from minicpm.data.processes import map_in_order
 from minicpm.data.shard_writer import SHARD_TOKENS, ShardWriter
 from minicpm.data.sources import Document, read_documents, stamp
 from minicpm.errors import ConfigError, DataError
@@ -102,7 +99,8 @@ def tokenize_documents(
         for writer in writers:
             stack.callback(writer.close)
         parts = _parts(sources, config, text_hash)
-        for part, ids, lengths in _encode_all(tokenizer, parts, config.workers):
+        begin_with = (tokenizer.to_json(), tokenizer.vocabulary, config.workers == 1)
+        for part, ids, lengths in map_in_order(_encode_part, parts, config.workers, _begin_process, begin_with):
             for source, (documents, text_bytes) in part.counts.items():
                 counts[source][0] += documents
                 counts[source][1] += text_bytes
@@ -219,48 +217,22 @@ def is_set_aside(text: bytes, share: float) -> bool:
 
 # ------------------------------------------------------------------ processes
 
-_Encoded = tuple[NDArray[np.uint32], NDArray[np.int64]]
 _encoder: BatchEncoder | None = None
 
 
-def _encode_all(
-    tokenizer: Tokenizer, parts: Iterable[_Part], workers: int
-) -> Iterator[tuple[_Part, NDArray[np.uint32], NDArray[np.int64]]]:
-    """Yield each part with its ids, in order."""
-    if workers == 1:
-        encoder = BatchEncoder(tokenizer)
-        for part in parts:
-            yield part, *encoder.encode(part.texts)
-        return
-    begin = functools.partial(_begin_process, tokenizer.to_json(), tokenizer.vocabulary)
-    # Spawned, not forked: a fork copies the locks of the threads that `tokenizers` runs, held or not.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin) as pool:
-        pending: deque[tuple[_Part, Future[_Encoded]]] = deque()
-        try:
-            for part in parts:
-                pending.append((part, pool.submit(_encode_part, part.texts)))
-                if len(pending) > 2 * workers:
-                    first, future = pending.popleft()
-                    yield first, *future.result()
-            while pending:
-                first, future = pending.popleft()
-                yield first, *future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_process(state: str, vocabulary: Vocabulary) -> None:
+def _begin_process(state: str, vocabulary: Vocabulary, is_alone: bool) -> None:
     global _encoder
     import os
 
     from tokenizers import Tokenizer as Backend
 
-    # As many processes as cores already; threads on top of them would only wait for each other.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if not is_alone:
+        # As many processes as cores already; threads on top of them would only wait for each other.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = BatchEncoder(Tokenizer(Backend.from_str(state), vocabulary))
 
 
-def _encode_part(texts: list[str]) -> _Encoded:
+def _encode_part(part: _Part) -> tuple[_Part, NDArray[np.uint32], NDArray[np.int64]]:
     assert _encoder is not None
-    return _encoder.encode(texts)
+    # The texts stay behind: what comes back is an eighth of what went.
+    return part._replace(texts=[]), *_encoder.encode(part.texts)
