@@ -1,7 +1,7 @@
 """The entry point: finds the verb, imports it alone, and turns a `MiniCPMError` into one line and exit code 2.
 
 A verb is a module of this folder with `parser() -> Parser` and `run(options) -> None`. Exit codes: 0 done, 2 an error
-that says what to do, 130 Ctrl-C, 141 whoever read the output went away; anything else is our fault and shows its traceback.
+that says what to do, 130 Ctrl-C, 141 the reader of the output went away; anything else is our fault: a traceback shows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ VERBS = {
     "pull": "fetch a model into the cache",
     "models": "list the models of the cache",
     "show": "say what is in a model file",
+    "convert": "turn a model into any format or dtype",
+    "compare": "say how far two models agree",
     "doctor": "say what this machine can do",
 }
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from minicpm.engine.scheduler import Chunk, Limits, Scheduler
 from minicpm.engine.sequence import Request, Sequence, TokenLogprob
 from minicpm.engine.stopping import Ending, FinishReason
 from minicpm.errors import EngineError
-from minicpm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minicpm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

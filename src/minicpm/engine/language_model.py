@@ -6,7 +6,7 @@ Left out: finding and opening files (`opening.py`, `minicpm.load`), and terminal
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from minicpm.engine.runner import Runner, TextStream
 from minicpm.engine.sequence import Pooling, Request, TokenLogprob
 from minicpm.engine.settings import Settings, build_request
 from minicpm.errors import EngineError
-from minicpm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minicpm.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
 Message = Mapping[str, str]

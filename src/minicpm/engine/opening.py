@@ -73,22 +73,24 @@ def open_language_model(
         cache_type=cache_type,
         num_positions=size.context_length,
     )
-    tokenizer = tokenizer_soon.get()
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}"
-        )
-    limits = Limits(max_parallel=max_parallel, max_output_rows=max(1, _MAX_LOGIT_BYTES // (4 * config.vocab_size)))
+    tokenizer = _fitting(tokenizer_soon.get(), config.vocab_size, path)
+    max_output_rows = max(1, _MAX_LOGIT_BYTES // (4 * config.vocab_size))
     engine = Engine(
         decoder,
         config,
         num_blocks=size.num_blocks,
         block_tokens=BLOCK_TOKENS,
         context_length=size.context_length,
-        limits=limits,
+        limits=Limits(max_parallel=max_parallel, max_output_rows=max_output_rows),
         tokenizer=tokenizer,
     )
     return LanguageModel(engine, tokenizer)
+
+
+def _fitting(tokenizer: Tokenizer, vocab_size: int, path: str | os.PathLike[str]) -> Tokenizer:
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {vocab_size}")
+    return tokenizer
 
 
 def _open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

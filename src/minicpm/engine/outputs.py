@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from minicpm.engine.sampling import log_softmax, top_tokens
 from minicpm.engine.sequence import Sequence, TokenLogprob
-from minicpm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minicpm.tokenizer import Tokenizer
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 

@@ -18,13 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from random import Random
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from minicpm.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from random import Random
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Ids: TypeAlias = npt.NDArray[np.intp]
@@ -91,6 +93,8 @@ class Sampler:
 
     def generator(self) -> Random:
         """A generator for one sequence. Python promises that a seed gives the same numbers in every version."""
+        from random import Random
+
         return Random() if self.seed is None else Random(f"minicpm {self.seed}")
 
 

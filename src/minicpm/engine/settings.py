@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypedDict
@@ -49,6 +48,8 @@ def build_request(
     """
     given: dict[str, Any] = {**DEFAULTS, **settings}
     for name in given.keys() - _KNOWN:
+        import difflib
+
         near = difflib.get_close_matches(name, _KNOWN, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(_KNOWN))}"
         raise TypeError(f"unexpected keyword argument {name!r}; {hint}")
