@@ -48,9 +48,8 @@ def test_typed_control_tokens_stay_text(minicpm: Command) -> None:
 
 
 def test_generate_continues_several_texts(minicpm: Command) -> None:
-    run = minicpm(
-        "generate", "smollm2", "1, 2, 3, 4,", "The capital of France is", "--greedy", "--max-tokens", "4", "--json"
-    )
+    prompts = ["1, 2, 3, 4,", "The capital of France is"]
+    run = minicpm("generate", "smollm2", *prompts, "--greedy", "--max-tokens", "4", "--json")
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert [row["prompt"] for row in rows] == prompts
     assert rows[0]["text"].startswith(" 5")
