@@ -70,9 +70,7 @@ def test_runnable_blocks_run(file: str, lines: list[list[str]], smollm2_path: Pa
 
 
 def test_the_reader_of_blocks() -> None:
-    text = (
-        '<!-- runnable -->\n```console\n$ minicpm chat smollm2 "it\'s" \\\n --greedy  # short\nanswer\n$ ls\n```\n'
-    )
+    text = '<!-- runnable -->\n```console\n$ minicpm chat smollm2 "it\'s" \\\n --greedy  # short\nanswer\n$ ls\n```\n'
     match = _BLOCK.search(text)
     assert match is not None
     assert match[1]
