@@ -89,5 +89,5 @@ def test_mistakes_name_the_field(tmp_path: Path, text: str, overrides: list[str]
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: No such file"):
         config.load(Run, tmp_path / "absent.toml")
