@@ -21,6 +21,7 @@ VERBS = {
     "show": "say what is in a model file",
     "convert": "turn a model into any format or dtype",
     "compare": "say how far two models agree",
+    "data": "clean text, learn a vocabulary, make token shards, look at them",
     "doctor": "say what this machine can do",
 }
 
