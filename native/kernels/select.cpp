@@ -9,6 +9,10 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
+#ifdef MINICPM_ARM64
+extern const Kernels kNeonKernels;
+extern const Kernels kI8mmKernels;
+#endif
 
 namespace {
 
@@ -20,6 +24,10 @@ struct Available {
 #ifdef MINICPM_X86
         if (kAvx512Kernels.runs_here()) tables[n++] = &kAvx512Kernels;
         if (kAvx2Kernels.runs_here()) tables[n++] = &kAvx2Kernels;
+#endif
+#ifdef MINICPM_ARM64
+        if (kI8mmKernels.runs_here()) tables[n++] = &kI8mmKernels;
+        if (kNeonKernels.runs_here()) tables[n++] = &kNeonKernels;
 #endif
         tables[n] = &kPortableKernels;
     }

@@ -1,0 +1,68 @@
+// Runs the native tests: `native_tests [--quick] [PREFIX …]`, all of them without a prefix.
+#include <chrono>
+#include <cstdio>
+
+#include "check.h"
+#include "kernels/kernel.h"
+
+namespace minicpm::tests {
+
+namespace {
+bool quick = false;
+}
+
+bool is_quick() { return quick; }
+
+std::vector<Test>& registry() {
+    static std::vector<Test> tests;
+    return tests;
+}
+
+namespace {
+
+bool is_wanted(const Test& test, int count, char** prefixes) {
+    bool has_prefix = false;
+    for (int i = 1; i < count; ++i) {
+        const std::string prefix = prefixes[i];
+        if (prefix == "--quick") continue;
+        if (std::string(test.name).starts_with(prefix)) return true;
+        has_prefix = true;
+    }
+    return !has_prefix;
+}
+
+bool passes(const Test& test) {
+    const auto start = std::chrono::steady_clock::now();
+    std::string failure;
+    try {
+        test.run();
+    } catch (const std::exception& error) {
+        failure = error.what();
+    }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    std::printf("%s %s %.2f s%s%s\n", failure.empty() ? "passed" : "FAILED", test.name, seconds.count(),
+                failure.empty() ? "" : ": ", failure.c_str());
+    std::fflush(stdout);
+    return failure.empty();
+}
+
+int run(int count, char** arguments) {
+    for (int i = 1; i < count; ++i) quick = quick || std::string(arguments[i]) == "--quick";
+    std::printf("kernels:");
+    for (const Kernels* const* k = available_kernels(); *k; ++k) std::printf(" %s", (*k)->name);
+    std::printf("\n");
+    int num_run = 0, num_failed = 0;
+    for (const Test& test : registry()) {
+        if (!is_wanted(test, count, arguments)) continue;
+        ++num_run;
+        num_failed += !passes(test);
+    }
+    std::printf("%d run, %d failed\n", num_run, num_failed);
+    return num_run == 0 || num_failed > 0;
+}
+
+}  // namespace
+
+}  // namespace minicpm::tests
+
+int main(int count, char** arguments) { return minicpm::tests::run(count, arguments); }
