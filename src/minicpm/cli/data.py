@@ -40,7 +40,7 @@ def _clean_parser() -> Parser:
     verb = Parser(
         "data clean",
         "Clean corpora: NFC, rules of quality, language, decontamination, exact and near copies within and across. "
-        "Writes NAME.jsonl.gz and report.json, which counts why rows went.",
+        "Writes NAME.jsonl.gz and cleaning-report.json, which counts why rows went.",
         [
             "minicpm data clean web=crawl/ books=books.jsonl.xz --out cleaned --language en,zh",
             "minicpm data clean code=src/ --quality code --out cleaned --against eval/",
@@ -137,8 +137,9 @@ def _add_workers(verb: Parser) -> None:
 
 
 def _clean(options: argparse.Namespace) -> None:
-    from minicpm.data.cleaning import REPORT, CleanConfig, clean
+    from minicpm.data.cleaning import CleanConfig, clean
     from minicpm.data.quality import QualityConfig
+    from minicpm.data.sources import CLEANING_REPORT
 
     sources: dict[str, str] = {}
     for pair in options.sources:
@@ -163,7 +164,8 @@ def _clean(options: argparse.Namespace) -> None:
         [n, f"{s['num_rows']:,}", f"{s['num_kept']:,}", _counts(s["dropped"])] for n, s in report["sources"].items()
     ]
     out(table(["corpus", "rows", "kept", "went"], rows, right=[1, 2]))
-    out(f"\n{report['num_kept']:,} of {report['num_rows']:,} rows kept; why the others went: {options.out / REPORT}")
+    kept = f"{report['num_kept']:,} of {report['num_rows']:,} rows kept"
+    out(f"\n{kept}; why the others went: {options.out / CLEANING_REPORT}")
     suggest(f"minicpm data tokenizer {options.out} --out {options.out}-tokenizer")
 
 

@@ -30,13 +30,12 @@ from minicpm.data.language import LANGUAGES, detect_language
 from minicpm.data.minhash import NUM_BANDS, NUM_MINIMA, Sketch, find_copies, sketch
 from minicpm.data.processes import map_in_order
 from minicpm.data.quality import QualityConfig, find_fault
-from minicpm.data.sources import Document, read_documents
+from minicpm.data.sources import CLEANING_REPORT, Document, read_documents
 from minicpm.data.words import hash_words
 from minicpm.errors import ConfigError, DataError
 
 _BATCH_CHARACTERS = 1 << 20
 _EXAMPLES = 3
-REPORT = "report.json"
 Progress = Callable[[int, int], None]
 
 
@@ -88,7 +87,7 @@ def clean(
     evaluation: Sequence[str] = (),
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write each source as `NAME.jsonl.gz` to folder `out`, with `report.json`, and return the report.
+    """Write each source as `NAME.jsonl.gz` to folder `out`, with `cleaning-report.json`, and return the report.
 
     Args:
         sources: name → what to read; of copies, the one in the earlier source stays.
@@ -116,7 +115,7 @@ def clean(
         if not report["num_kept"]:
             reasons = ", ".join(f"{count} {fault}" for fault, count in report["dropped"].items())
             raise DataError(f"nothing is left of {', '.join(sources.values())}: {reasons or 'there is no text'}")
-        write_json(folder / REPORT, report)
+        write_json(folder / CLEANING_REPORT, report)
     return report
 
 

@@ -1,10 +1,10 @@
 """Many texts to ids, several times faster than one by one, with exactly the same ids.
 
-SentencePiece BPE runs over a whole document as if it were one word. But a merge can join two neighbouring characters
-only if some piece of the vocabulary holds them side by side; everywhere else a text can be cut, and each cut piece
-encoded on its own gives the same ids. Cut so, text falls into short strings that come again and again, and a dictionary
-answers nearly all of them. Where a vocabulary does not allow this (byte-level BPE, text normalization), the machine of
-`tokenizers` does the work as usual.
+SentencePiece BPE runs over a whole document as if it were one word. But two neighbouring characters can end up in one
+token only if some merge joins a piece that ends with the first to one that begins with the second; everywhere else a
+text can be cut, and each cut piece encoded on its own gives the same ids. Cut so, text falls into short strings that
+come again and again, and a dictionary answers nearly all of them. Where a vocabulary does not allow this (byte-level
+BPE, text normalization), the machine of `tokenizers` does the work as usual.
 
 What this leaves out: bos and eos, files, and processes (`tokenization`).
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicpm.tokenizer import Tokenizer
-from minicpm.tokenizer.vocabulary import SPACE_MARK
+from minicpm.tokenizer.vocabulary import SPACE_MARK, TokenType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -38,10 +38,12 @@ class BatchEncoder:
         self._tokenizer = tokenizer
         vocabulary = tokenizer.vocabulary
         self._cutter: _Cutter | None = None
-        if vocabulary.kind == "llama" and not vocabulary.charsmap and not vocabulary.added_ids:
+        # Without bytes to fall back on, a run of unknown characters becomes one id, which a cut would make two.
+        is_plain = not vocabulary.charsmap and not vocabulary.added_ids and TokenType.BYTE in vocabulary.types
+        if vocabulary.kind == "llama" and is_plain:
             state = json.loads(tokenizer.to_json())
             if not state.get("pre_tokenizer"):
-                self._cutter = _Cutter(state, vocabulary.pieces, vocabulary.prepends_space)
+                self._cutter = _Cutter(state, vocabulary.prepends_space)
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the ids of all texts one after another, without bos or eos, and how many each text has."""
@@ -54,12 +56,14 @@ class BatchEncoder:
 
 
 class _Cutter:
-    def __init__(self, state: dict[str, Any], pieces: Sequence[str], prepends_space: bool) -> None:
+    def __init__(self, state: dict[str, Any], prepends_space: bool) -> None:
         self._prefix = SPACE_MARK if prepends_space else ""
         self._neighbours = np.zeros(1 << _TABLE_BITS, dtype=bool)
-        # Also the pieces that no merge makes: they only cost cuts.
-        joined = np.frombuffer("\0".join(pieces).encode("utf-32-le", "surrogatepass"), np.uint32)
-        self._neighbours[_hash_pairs(joined)] = True
+        # Where two pieces meet in a merge: "ab" + "cd" joins b to c.
+        merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in state["model"]["merges"]]
+        meetings = "".join(left[-1] + right[0] for left, right in merges)
+        codes = np.frombuffer(meetings.encode("utf-32-le", "surrogatepass"), np.uint32).reshape(-1, 2)
+        self._neighbours[_hash_pairs(codes[:, 0], codes[:, 1])] = True
         self._backend = _bare_backend(state)
         self._known: dict[str, int] = {}
         self._firsts = np.empty(0, np.int64)
@@ -79,7 +83,7 @@ class _Cutter:
         sizes = np.fromiter(map(len, parts), np.int64, len(parts))
         codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
         is_start = np.ones(len(codes), dtype=bool)
-        is_start[1:] = ~self._neighbours[_hash_pairs(codes)]
+        is_start[1:] = ~self._neighbours[_hash_pairs(codes[:-1], codes[1:])]
         firsts = np.cumsum(sizes) - sizes
         is_start[firsts[sizes > 0]] = True
         starts = np.flatnonzero(is_start)
@@ -112,8 +116,8 @@ class _Cutter:
         self._ids = np.append(self._ids, flat)
 
 
-def _hash_pairs(codes: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    mixed: NDArray[np.uint32] = (codes[:-1] * _FACTOR_1) ^ (codes[1:] * _FACTOR_2)
+def _hash_pairs(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    mixed: NDArray[np.uint32] = (left * _FACTOR_1) ^ (right * _FACTOR_2)
     return (mixed ^ (mixed >> np.uint32(15))) >> np.uint32(32 - _TABLE_BITS)
 
 

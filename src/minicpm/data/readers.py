@@ -85,22 +85,24 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a text file.
+    """Yield (line number from 1, line with its end) of a text file.
 
     Raises:
         DataError: the file cannot be read, is damaged or is not UTF-8; names file and line.
     """
     number = 0
     try:
-        with _open(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="\n") as file:
-            for line in file:
-                number += 1
-                yield number, line[:-1] if line.endswith("\n") else line
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number + 1}: not UTF-8 text: {error.reason}; convert the file first") from error
+        raise DataError(f"{path}:{number}: not UTF-8 text: {error.reason}; convert the file first") from error
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path}:{number + 1}: the compressed file is damaged or cut off: {error}") from error
     except OSError as error:
+        # bz2 has no error of its own for what is no bz2.
+        if error.errno is None:
+            raise DataError(f"{path}:{number + 1}: the compressed file is damaged or cut off: {error}") from error
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
         # zstandard's own error type is only known where zstandard is installed.
@@ -112,7 +114,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 def _open(path: Path) -> IO[bytes]:
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(path, "rb"))
+        # Buffered: its own way of cutting lines is written in Python.
+        return cast("IO[bytes]", io.BufferedReader(gzip.GzipFile(path, "rb"), 1 << 18))
     if suffix == ".xz":
         return lzma.open(path, "rb")
     if suffix == ".bz2":
@@ -149,7 +152,7 @@ def _read_json(path: Path) -> Iterator[Row]:
         if total > _MAX_JSON_BYTES:
             raise DataError(f"{path} has more than {_MAX_JSON_BYTES} characters of JSON; write it as JSON lines")
     try:
-        values = json.loads("\n".join(text))
+        values = json.loads("".join(text))
     except (ValueError, RecursionError) as error:
         at = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{path}{at}: not valid JSON: {getattr(error, 'msg', error)}; an array is expected") from error
@@ -188,9 +191,9 @@ def _read_text(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in numbered_lines(path):
         is_separator = line.strip() == SEPARATOR
         if is_separator or (size > _MAX_TEXT_CHARACTERS and not line.strip()):
-            yield first, "\n".join(lines)
+            yield first, "".join(lines)
             first, lines, size = number + 1, [], 0
         else:
-            lines.append(line.removesuffix("\r"))
-            size += len(line) + 1
-    yield first, "\n".join(lines)
+            lines.append(line[:-2] + "\n" if line.endswith("\r\n") else line)
+            size += len(line)
+    yield first, "".join(lines)

@@ -21,6 +21,8 @@ from minicpm.data.readers import COMPRESSIONS, ROW_SUFFIXES, Row, kind_of, read_
 from minicpm.data.stdlib_text import read_documentation, read_sources, stdlib_files
 from minicpm.errors import DataError
 
+# Files that our own verbs put beside text.
+CLEANING_REPORT = "cleaning-report.json"
 _HUB = re.compile(r"hf:(?P<path>[^@:#]+)(@(?P<revision>[^:#]+))?(:(?P<name>[^#]+))?(#(?P<split>.+))?")
 _STDLIB = {"stdlib:": "both", "stdlib:sources": "sources", "stdlib:docs": "docs"}
 
@@ -145,7 +147,7 @@ def _field(row: Row, field: str) -> str:
 
 
 def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+    return relative.name == CLEANING_REPORT or any(part.startswith(".") for part in relative.parts)
 
 
 def _is_pattern(source: str) -> bool:

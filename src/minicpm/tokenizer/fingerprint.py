@@ -1,6 +1,6 @@
 """One number for what a tokenizer does, so that ids made with another one are refused instead of trained on.
 
-Left out: the chat template, which changes no plain text's ids.
+Left out: the chat template and which ids begin and end a document; they change no plain text's ids.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minicpm.tokenizer.tokenizer import Tokenizer
 def fingerprint(tokenizer: Tokenizer) -> str:
     """The SHA-256, in hex, of all that decides a text's ids; equal for `tokenizer.model` and its `tokenizer.json`."""
     state = json.loads(tokenizer.to_json())
-    model, vocabulary = state["model"], tokenizer.vocabulary
+    model = state["model"]
     # Older files write a merge as one string, newer ones as a pair.
     merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges", [])]
     facts = {
@@ -23,7 +23,5 @@ def fingerprint(tokenizer: Tokenizer) -> str:
         "added": [[token["id"], token["content"]] for token in state.get("added_tokens") or []],
         "normalizer": state.get("normalizer"),
         "pre_tokenizer": state.get("pre_tokenizer"),
-        "bos": vocabulary.bos_id if vocabulary.adds_bos else None,
-        "eos": vocabulary.eos_id,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -129,6 +129,9 @@ def _train(texts: Iterable[str], config: VocabularyConfig) -> bytes:
             minloglevel=3,
         )
     except RuntimeError as error:
+        if lines.error is not None:
+            # The trainer wraps what the text raised into an error of its own.
+            raise lines.error from None
         if lines.num_lines == 0:
             raise DataError("there is no text to learn a vocabulary from") from error
         raise _explain(error, config) from error
@@ -151,14 +154,22 @@ def _explain(error: RuntimeError, config: VocabularyConfig) -> DataError:
 
 
 class _Lines:
-    """Text as the lines that the trainer takes, up to a number of characters, and how many there were."""
+    """Text as the lines that the trainer takes, up to a number of characters; how many there were, and what failed."""
 
     def __init__(self, texts: Iterable[str], max_characters: int) -> None:
         self._texts = texts
         self._max_characters = max_characters
         self.num_lines = 0
+        self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[str]:
+        try:
+            yield from self._cut()
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _cut(self) -> Iterator[str]:
         taken = 0
         for text in self._texts:
             # A line feed is a symbol of its own: nothing is learned across it.

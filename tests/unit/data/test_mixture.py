@@ -62,8 +62,8 @@ def test_a_later_stage_goes_on_where_the_earlier_one_stopped() -> None:
     rows = [(p.epoch, p.row) for p in order.places(0, 200) if order.names[p.source] == "code"]
     numbers = [epoch for epoch, _ in rows]
     assert numbers == sorted(numbers)
-    # 20 rows of the first stage, and a third of the second, where `half` needs two rows for as many tokens. No row comes
-    # twice before all were seen, across the border too.
+    # 20 rows of the first stage, and a third of the second, where `half` needs two rows for as many tokens.
+    # No row comes twice before all were seen, across the border too.
     assert len(rows) == 20 + 33
     assert all(len(set(rows[i : i + 7])) == 7 for i in range(0, 49, 7))
     assert order.epochs(200)["code"] == 53 / 7

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ MakeShards = Callable[..., TokenShards]
 def segments(plan: RowPlan) -> list[list[tuple[int, int]]]:
     bounds = plan.row_bounds.tolist()
     pairs = list(zip(plan.starts.tolist(), plan.lengths.tolist(), strict=True))
-    return [pairs[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [pairs[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def test_every_input_stands_once_and_rows_fit(make_shards: MakeShards) -> None:
