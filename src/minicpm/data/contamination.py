@@ -71,8 +71,6 @@ class EvaluationIndex:
 
     def find(self, words: NDArray[np.uint64]) -> str | None:
         """Return the evaluation set that a document with these words shares a run with, or None."""
-        if len(words) < self.size:
-            return None
         ngrams = hash_ngrams(words, self.size)
         places = np.minimum(np.searchsorted(self.hashes, ngrams), len(self.hashes) - 1)
         hits = np.flatnonzero(self.hashes[places] == ngrams)

@@ -11,7 +11,7 @@ import pytest
 from minicpm.data.cleaning import CleanConfig, clean, look_at, normalise
 from minicpm.data.contamination import EvaluationIndex
 from minicpm.data.language import detect_language
-from minicpm.data.minhash import NUM_BANDS, find_copies, sketch
+from minicpm.data.minhash import NUM_BANDS, NUM_MINIMA, find_copies, sketch
 from minicpm.data.quality import QualityConfig, find_fault
 from minicpm.data.sources import Document
 from minicpm.data.words import hash_ngrams, hash_words, ideograph_share
@@ -81,6 +81,17 @@ def test_near_copies_are_found_and_others_left_alone() -> None:
     near[60] = "other"
     found = copies_of([*texts, " ".join(near), texts[7].upper() + "!", prose(99)])
     assert found == [*range(50), 3, 7, 52]
+
+
+def test_sharing_a_band_is_not_enough() -> None:
+    # All three share one band. The second is like nothing; the third is like the first, over the second's head.
+    rng = np.random.default_rng(0)
+    bands = rng.integers(0, 1 << 60, (3, NUM_BANDS), dtype=np.uint64)
+    bands[:, 4] = 7
+    minima = rng.integers(0, 256, (3, NUM_MINIMA), dtype=np.uint8)
+    minima[2, :110] = minima[0, :110]
+    assert find_copies(bands, minima, 0.7).tolist() == [0, 1, 0]
+    assert find_copies(bands, minima, 0.95).tolist() == [0, 1, 2]
 
 
 def test_estimated_similarity_is_the_true_one() -> None:

@@ -45,6 +45,8 @@ def test_best_fit_fills_rows(make_shards: MakeShards) -> None:
     plan = plan_rows(make_shards([11, 7, 10, 8, 9, 9]), 16, keeps=False)
     assert plan.num_rows == 3
     assert plan.tokens_per_row == 16
+    # 11 + 5 and 9 + 4 + 3; in the roomiest row instead of the fullest, 5 would join 9, and 3 would stand alone.
+    assert plan_rows(make_shards([12, 10, 6, 5, 4]), 16, keeps=False).num_rows == 2
     rng = np.random.default_rng(0)
     many = make_shards(rng.integers(20, 300, 3000).tolist(), shard_tokens=1 << 20)
     assert plan_rows(many, 512, keeps=False).tokens_per_row > 0.99 * 512
