@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ def smollm2_path() -> Path:
         return resolve("smollm2")
     except HubError as error:
         pytest.skip(f"the default model cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def remote_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what transformers copies and imports out of the user's cache; Python can import from one such place only."""
+    modules = tmp_path_factory.mktemp("modules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+        patch.syspath_prepend(str(modules))
+        yield
 
 
 @pytest.fixture(autouse=True)

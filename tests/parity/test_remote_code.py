@@ -6,7 +6,6 @@ The folder is written by hand here: what is held is the remote code and not the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from minicpm.exchange import remote_code
 from minicpm.model import MiniCPM, initialize
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("remote_modules")
 
 QUESTION = "山东省最高的山是哪座山, 它比黄山高还是矮?差距多少?"
 TEMPLATE = (
@@ -28,16 +28,6 @@ TEMPLATE = (
 )
 TOLERANCE = 1e-5
 REAL_TOKENIZER = Path(__file__).parents[2] / "../shared/tokenizers/minicpm-1b.json"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what transformers copies and imports out of the user's cache; Python can import from one such place only."""
-    modules = tmp_path_factory.mktemp("modules")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
-        patch.syspath_prepend(str(modules))
-        yield
 
 
 def train_tokenizer() -> Tokenizer:

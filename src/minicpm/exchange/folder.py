@@ -89,8 +89,13 @@ def write_tokenizer(folder: Path, source: Source) -> None:
                 shutil.copyfile(source.path / name, folder / name)
     if not (folder / "tokenizer.json").exists():
         (folder / "tokenizer.json").write_text(source.tokenizer.to_json(), encoding="utf-8")
-    if not (folder / "tokenizer_config.json").exists():
-        write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
+    settings = folder / "tokenizer_config.json"
+    if not settings.exists():
+        write_json(settings, _tokenizer_config(source))
+    elif source.checkpoint.chat_template is None:
+        # What chats with the model here must be there, too: the default of its family.
+        fields = json.loads(settings.read_text(encoding="utf-8"))
+        write_json(settings, fields | {"chat_template": source.tokenizer.chat_template.source})
 
 
 def _tokenizer_config(source: Source) -> dict[str, Any]:

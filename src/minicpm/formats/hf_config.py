@@ -161,13 +161,14 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.num_key_value_heads,
         "pad_token_id": config.pad_token_id,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_scaling": _rope_to_hf(config),
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": config.torch_dtype,
         "use_cache": True,
         "vocab_size": config.vocab_size,
     }
+    if config.rope_scaling is not None:  # a null key makes transformers 5 warn
+        values["rope_scaling"] = _rope_to_hf(config)
     if config.model_type != "minicpm" or config.head_dim * config.num_attention_heads != config.hidden_size:
         values["head_dim"] = config.head_dim
     if config.model_type == "llama":
