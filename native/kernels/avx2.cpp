@@ -112,7 +112,8 @@ struct Avx2 {
         }
         return out;
     }
-    MINICPM_INLINE static I dot4(const Codes4& codes, const uint8_t* x) {
+    template <bool kHasOffset>
+    MINICPM_INLINE static I dot4(const Codes4& codes, const uint8_t* x, const int32_t* offset) {
         I high = _mm256_maddubs_epi16(codes.inputs[0], broadcast4(x));
         I low = _mm256_maddubs_epi16(codes.inputs[0], broadcast4(x + 32));
 #pragma GCC unroll 8
@@ -121,7 +122,9 @@ struct Avx2 {
             low = _mm256_add_epi16(low, _mm256_maddubs_epi16(codes.inputs[i], broadcast4(x + 32 + 4 * i)));
         }
         const I ones = _mm256_set1_epi16(1);
-        return _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(high, ones), 8), _mm256_madd_epi16(low, ones));
+        const I sum =
+            _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(high, ones), 8), _mm256_madd_epi16(low, ones));
+        return kHasOffset ? _mm256_add_epi32(sum, _mm256_set1_epi32(*offset)) : sum;
     }
 
     struct Codes8 {

@@ -109,8 +109,9 @@ struct Avx512 {
         }
         return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
     }
-    MINICPM_INLINE static I dot4(const Codes4& codes, const uint8_t* x) {
-        return dot<0, 8>(codes, x, _mm512_setzero_si512());
+    template <bool kHasOffset>
+    MINICPM_INLINE static I dot4(const Codes4& codes, const uint8_t* x, const int32_t* offset) {
+        return dot<0, 8>(codes, x, kHasOffset ? broadcast4(offset) : _mm512_setzero_si512());
     }
     template <int kBegin, int kEnd>
     MINICPM_INLINE static I dot8(const Codes8& codes, const uint8_t* x, const int32_t* offset) {

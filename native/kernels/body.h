@@ -103,19 +103,22 @@ struct Body {
             largest = V::max(largest, V::abs(v));
             poison = V::add(poison, V::sub(v, v));  // NaN where v is not finite: it must not be rounded away
         }
-        const float amax = V::largest(largest);
+        const float amax = V::largest(largest), broken = V::sum(poison);
         const F inverse = V::set1(amax > 1e-30f ? kLargest / amax : 0.0f);
         for (int i = 0; i < kGroupInputs; i += W) {
-            V::store_rounded(q + i, V::mul(V::load_first(x + i, left - i), inverse));
+            // What is not finite has no integer; the scale, which is NaN then, speaks for the group.
+            const F v = broken == 0.0f ? V::load_first(x + i, left - i) : V::zero();
+            V::store_rounded(q + i, V::mul(v, inverse));
         }
         int32_t sums[2] = {0, 0};
         for (int i = 0; i < 16; ++i) sums[0] += q[i];
         for (int i = 16; i < 32; ++i) sums[1] += q[i];
-        meta.scale = amax / kLargest + V::sum(poison);
+        meta.scale = amax / kLargest + broken;
         meta.sum = static_cast<float>(sums[0] + sums[1]) * meta.scale;
         meta.offset16[0] = -128 * sums[0];
         meta.offset16[1] = -128 * sums[1];
         meta.offset = meta.offset16[0] + meta.offset16[1];
+        meta.offset4 = -8 * (sums[0] + sums[1]);
         if (form == Form::kHalves) {
             for (int i = 0; i < kGroupInputs; ++i) codes[i] = static_cast<uint8_t>((q[i] + 128) >> 8);
             for (int i = 0; i < kGroupInputs; ++i) codes[32 + i] = static_cast<uint8_t>(q[i]);
@@ -132,7 +135,10 @@ struct Body {
 
     // ---- scales ----------------------------------------------------------------------------------------------------
 
-    static constexpr bool has_min(Packing p) { return p != Packing::kS8Scale && p != Packing::kS8Super16; }
+    // Whether integer products leave the minimum to be added; the zero of Q4_0 is taken off the integers.
+    static constexpr bool has_min(Packing p) {
+        return p != Packing::kU4Scale && p != Packing::kS8Scale && p != Packing::kS8Super16;
+    }
 
     struct Scale {
         F factor, min;
@@ -179,7 +185,8 @@ struct Body {
                 sums[m] = V::fma(V::mul(low, scale), s.factor, sums[m]);
                 sums[m] = V::fma(V::mul(high, scale), upper.factor, sums[m]);
             } else if constexpr (is_four_bit(P)) {
-                sums[m] = V::fma(V::mul(V::to_float(V::dot4(codes, x)), scale), s.factor, sums[m]);
+                const F dot = V::to_float(V::template dot4<P == Packing::kU4Scale>(codes, x, &meta.offset4));
+                sums[m] = V::fma(V::mul(dot, scale), s.factor, sums[m]);
             } else {
                 const F dot = V::to_float(V::template dot8<0, 8>(codes, x, &meta.offset));
                 sums[m] = V::fma(V::mul(dot, scale), s.factor, sums[m]);
@@ -302,9 +309,17 @@ struct Body {
 
     template <Packing P>
     static void multiply_packed(const Matrix& w, int tile_begin, int tile_end, const Prepared& x, const Output& y) {
-        for (int tile = tile_begin; tile < tile_end; ++tile) {
-            int first = 0;
-            for (; first + V::kRows <= x.rows; first += V::kRows) tile_rows<P, V::kRows>(w, tile, x, first, y);
+        // Rows are taken in portions that stay in the second-level cache while the tiles pass by.
+        const int whole = x.rows / V::kRows, fitting = static_cast<int>(kPortionBytes / (x.stride * V::kRows));
+        const int portion = (fitting > 1 ? fitting : 1) * V::kRows;
+        for (int begin = 0; begin < whole * V::kRows; begin += portion) {
+            const int end = begin + portion < whole * V::kRows ? begin + portion : whole * V::kRows;
+            for (int tile = tile_begin; tile < tile_end; ++tile) {
+                for (int first = begin; first < end; first += V::kRows) tile_rows<P, V::kRows>(w, tile, x, first, y);
+            }
+        }
+        const int first = whole * V::kRows;
+        for (int tile = tile_begin; first < x.rows && tile < tile_end; ++tile) {
             remaining_rows<P, V::kRows - 1>(w, tile, x, first, x.rows - first, y);
         }
     }
@@ -337,4 +352,5 @@ struct Body {
   private:
     // How far ahead of its use a weight is asked for, in bytes.
     static constexpr size_t kAhead = 2048;
+    static constexpr size_t kPortionBytes = size_t{256} << 10;
 };

@@ -95,7 +95,8 @@ struct GroupMeta {
     float sum;            // the sum of the group's real values, as rounded
     int32_t offset;       // -128 × the sum of the group's integers: undoes the bias of unsigned 8-bit codes
     int32_t offset16[2];  // the same for either half of the group
-    int32_t padding[3];
+    int32_t offset4;      // -8 × the sum, the zero of 4-bit codes without a minimum
+    int32_t padding[2];
 };
 static_assert(sizeof(GroupMeta) == 32);
 
