@@ -2,8 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE_SOURCES := $(sort $(shell find native -name '*.cpp' -o -name '*.h'))
-FORMATTED := $(NATIVE_SOURCES)
+NATIVE_SOURCES := $(sort $(shell find native -path native/tests -prune -o \( -name '*.cpp' -o -name '*.h' \) -print))
+FORMATTED := $(NATIVE_SOURCES) $(sort $(wildcard native/tests/*.cpp native/tests/*.h))
 # Keeps pip's advice to update itself out of the way.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 # Words of a person pass through the environment, as they are: neither make nor the shell reads their quotes and dollars.

@@ -18,17 +18,22 @@ struct Test {
     const char* name;
     void (*run)();
 };
-std::vector<Test>& registry();
+std::vector<Test>& tests();
+std::vector<Test>& faults();
 struct Registration {
-    Registration(const char* name, void (*run)()) { registry().push_back({name, run}); }
+    Registration(std::vector<Test>& list, const char* name, void (*run)()) { list.push_back({name, run}); }
 };
 // Whether this run is to be short, because an emulator or a sanitizer makes every instruction many.
 bool is_quick();
 
-#define TEST(name)                                                                       \
-    static void test_##name();                                                           \
-    static const ::minicpm::tests::Registration registration_##name(#name, test_##name); \
-    static void test_##name()
+#define MINICPM_REGISTER(list, name)                                                                          \
+    static void list##_##name();                                                                              \
+    static const ::minicpm::tests::Registration registration_##list##_##name(::minicpm::tests::list(), #name, \
+                                                                             list##_##name);                  \
+    static void list##_##name()
+#define TEST(name) MINICPM_REGISTER(tests, name)
+// Runs only when it is asked for by `--fault NAME`.
+#define FAULT(name) MINICPM_REGISTER(faults, name)
 
 [[noreturn]] inline void fail(const char* file, int line, const std::string& what) {
     throw std::runtime_error(std::string(file) + ":" + std::to_string(line) + ": " + what);
