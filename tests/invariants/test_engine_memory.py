@@ -64,8 +64,8 @@ class Callers:
         """Texts of 1 to 150 characters, of which some share their beginning, and some have more than one block."""
         shared = "To be or not to be, that is the question. " * 3
         lengths = self.generator.integers(1, 150, count).tolist()
-        letters = ["".join(self.generator.choice(list("etaoin shrdlu"), n)) for n in lengths]
-        return [(shared[: n // 2] + text)[:150] if n % 3 == 0 else text for n, text in zip(lengths, letters, strict=True)]
+        letters = ["".join(self.generator.choice(list("etaoin shrdlu"), length)) for length in lengths]
+        return [(shared[: len(text) // 2] + text)[:150] if len(text) % 3 == 0 else text for text in letters]
 
     def plain(self) -> int:
         return len(self.model.generate(self.prompts(24), max_new_tokens=6, temperature=0.0))
