@@ -1,0 +1,131 @@
+"""Cross-entropy in chunks: the logits of all positions never exist at once.
+
+Each chunk of rows makes its logits, its loss and at once the gradients of its hidden states and of the head, so the
+chunk is gone before the next begins. Losses are sums over target tokens times a factor that the loop chooses (one over
+the target tokens of the whole global batch), never means over a micro-batch: a mean would weigh a token by its
+neighbours, and accumulation would change the loss. What this leaves out: losses on preference pairs (issue of their
+own module), and z-loss, which the report does not use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# What labels carry where nothing is to be learned; the convention of PyTorch and of every data set.
+IGNORED = -100
+# Logits of one chunk, float32: small enough for the outer caches to help, large enough for a product to be one.
+CHUNK_BYTES = 32 << 20
+
+
+def chunk_rows(vocab_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Return the rows of one chunk, a multiple of 64 and at least 64."""
+    return max(chunk_bytes // (4 * vocab_size) // 64 * 64, 64)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    divisor: float = 1.0,
+    factor: float = 1.0,
+    rows: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return (`factor` × the summed loss, the loss of every position); the first is differentiable, both are float32.
+
+    The result is that of `F.cross_entropy((hidden / divisor) @ weight.T, targets, reduction="sum")`.
+
+    Args:
+        hidden: (..., E) final normed states, in the compute dtype.
+        weight: the head (V, E), in the same dtype.
+        targets: (...) of int64, `IGNORED` where there is none; those positions cost nothing.
+        divisor: hidden_size / dim_model_base.
+        factor: what the sum is multiplied by.
+        rows: rows of a chunk; 0 chooses.
+    """
+    shape = targets.shape
+    flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (N, E), (N)
+    supervised = targets != IGNORED
+    index = None if bool(supervised.all()) else supervised.nonzero().squeeze(1)
+    if index is not None:
+        flat, targets = flat[index], targets[index]
+    rows = rows or chunk_rows(weight.shape[0])
+    if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
+        total, losses = _ChunkedCrossEntropy.apply(flat, weight, targets, divisor, factor, rows)
+    else:
+        losses = _losses(flat, weight, targets, divisor, rows)
+        total = losses.sum() * factor
+    if index is not None:
+        losses = torch.zeros(shape.numel(), dtype=torch.float32, device=hidden.device).index_copy_(0, index, losses)
+    return total, losses.reshape(shape)
+
+
+def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, divisor: float, rows: int) -> Tensor:
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        logits = F.linear(hidden[part] / divisor, weight).to(torch.float32)
+        losses[part] = F.cross_entropy(logits, targets[part], reduction="none")
+    return losses
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradients are made in the forward pass, where the logits are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, divisor: float, factor: float, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # float32: thousands of rows would be lost one by one in a bf16 sum.
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            scaled = hidden[part] / divisor
+            losses[part], slope = loss_and_slope(F.linear(scaled, weight), targets[part], factor)
+            if grad_hidden is not None:
+                torch.mm(slope, weight, out=grad_hidden[part])
+            if grad_weight is not None and slope.dtype == torch.float32:
+                grad_weight.addmm_(slope.T, scaled)
+            elif grad_weight is not None:
+                grad_weight += torch.mm(slope.T, scaled)
+        if grad_hidden is not None and divisor != 1.0:
+            grad_hidden /= divisor
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(losses)
+        return losses.sum() * factor, losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [saved if saved is None else _times(saved, grad) for saved in ctx.saved_tensors]
+        return (*grads, None, None, None, None)
+
+
+def loss_and_slope(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Return (the float32 loss of every row, `factor` × its derivative by the logits, in the logits' dtype)."""
+    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)  # (n, V)
+    at = targets[:, None]
+    losses = -log_probabilities.gather(1, at)
+    slope = log_probabilities.exp_().scatter_add_(1, at, torch.full_like(losses, -1.0)).mul_(factor)
+    return losses.squeeze(1), slope.to(logits.dtype)
+
+
+def _times(saved: Tensor, grad: Tensor) -> Tensor:
+    # Almost always exactly 1, and then a pass over the head's gradient is saved; on a GPU asking would wait for it.
+    if grad.device.type == "cpu" and float(grad) == 1.0:
+        return saved
+    return saved * grad.to(saved.dtype)
+
+
+def sum_by_source(losses: Tensor, targets: Tensor, sources: Tensor, num_sources: int) -> tuple[Tensor, Tensor]:
+    """Return per source (the summed loss, the number of target tokens), float64 each, (num_sources,)."""
+    supervised = (targets != IGNORED).reshape(-1)
+    kinds = sources.reshape(-1)[supervised].to(torch.int64)
+    sums = torch.bincount(kinds, weights=losses.reshape(-1)[supervised].double(), minlength=num_sources)
+    return sums, torch.bincount(kinds, minlength=num_sources).double()

@@ -1,0 +1,62 @@
+"""`loss.png`: loss, held-out bits per byte and learning rate over the steps, the stages shaded.
+
+Drawn from `metrics.jsonl`, so it can be drawn again at any time. What this leaves out: comparing runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from minicpm.train.log import read_metrics
+from minicpm.train.schedule import ScheduleConfig, stage_bounds
+
+PICTURE = "loss.png"
+_COLOURS = {"warmup": "#fff3c4", "stable": "#e3f0fb", "decay": "#dff5e1", "tail": "#eeeeee"}
+
+
+def plot_loss(run: Path, schedule: ScheduleConfig) -> Path | None:
+    """Write the picture and return its path; None where matplotlib is missing or nothing was recorded."""
+    rows = read_metrics(run)
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    if not losses or importlib.util.find_spec("matplotlib") is None:
+        return None
+    # The object interface: pyplot would look for a display and keep global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    last = losses[-1][0]
+    for name, first, end in stage_bounds(schedule):
+        if first <= last:
+            axes.axvspan(first, min(end, last), color=_COLOURS[name], lw=0, label=name)
+    axes.plot(*zip(*losses, strict=True), color="#9db8d2", lw=0.8, label="loss")
+    axes.plot(*zip(*smooth(losses), strict=True), color="#1f5fa8", lw=1.6, label="loss, smoothed")
+    _plot_heldout(axes, rows)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats a token")
+    rates = axes.twinx()
+    rates.plot(*zip(*((r["step"], r["lr"]) for r in rows if "lr" in r), strict=True), color="#bbbbbb", lw=1, ls="--")
+    rates.set_ylabel("learning rate (dashed)")
+    axes.legend(loc="upper right", fontsize=8)
+    figure.savefig(run / PICTURE, dpi=120)
+    return run / PICTURE
+
+
+def _plot_heldout(axes: Any, rows: list[dict[str, Any]]) -> None:
+    points = [(row["step"], row["heldout_loss"]) for row in rows if "heldout_loss" in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), "o-", color="#c0392b", ms=3, lw=1, label="held-out loss")
+
+
+def smooth(points: list[tuple[int, float]], keep: float = 0.95) -> list[tuple[int, float]]:
+    """Return the points with an exponential mean, corrected for its start."""
+    mean, weight, smoothed = 0.0, 0.0, []
+    for step, value in points:
+        mean = keep * mean + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        smoothed.append((step, mean / weight))
+    return smoothed

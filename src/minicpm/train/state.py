@@ -1,0 +1,82 @@
+"""What a run carries from step to step: model, optimizer, random state, position; to tensors and back.
+
+What this leaves out: files (`checkpoint`), and what the next batch is (a pure function of seed and step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minicpm.architecture import ModelConfig
+from minicpm.errors import CheckpointError
+from minicpm.model.init import initialize, parameter_rules
+from minicpm.model.minicpm import MiniCPM
+from minicpm.train.optim import Optimizer, OptimizerConfig
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class TrainState:
+    """The model and all that its next update depends on, besides the batch."""
+
+    model: MiniCPM
+    optimizer: Optimizer
+    step: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.model.parameters()).device
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the model's weights under HF names, sharing memory."""
+        return dict(self.model.state_dict())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs besides the weights, sharing memory."""
+        random = {"random.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return {**self.optimizer.tensors(), **random}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Take over what `weights()` and `tensors()` gave.
+
+        Raises:
+            CheckpointError: they belong to another model or optimizer.
+        """
+        ours = self.weights()
+        wrong = [n for n in {*ours, *weights} if n not in ours or n not in weights or ours[n].shape != weights[n].shape]
+        if wrong:
+            raise CheckpointError(f"the checkpoint's weights do not fit the model: {', '.join(sorted(wrong)[:5])}")
+        if "random.cpu" not in state:
+            raise CheckpointError("the checkpoint has no random state")
+        for name, tensor in ours.items():
+            tensor.copy_(weights[name])
+        self.optimizer.load({n: t for n, t in state.items() if not n.startswith("random.")})
+        torch.set_rng_state(state["random.cpu"])
+        if self.device.type == "cuda" and "random.cuda" in state:
+            torch.cuda.set_rng_state(state["random.cuda"], self.device)
+
+
+def new_state(
+    config: ModelConfig, optimizer: OptimizerConfig, seed: int, dtype: str, device: torch.device
+) -> TrainState:
+    """Return the state before the first update: weights by muP from `seed`, masters unrounded."""
+    model = initialize(MiniCPM(config).to(device), seed)
+    return wrap_state(model, optimizer, dtype, seed)
+
+
+def wrap_state(model: MiniCPM, optimizer: OptimizerConfig, dtype: str, seed: int) -> TrainState:
+    """Return the state around `model`, whose weights, if float32, become the masters before they are rounded."""
+    torch.manual_seed(seed)
+    masters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float32}
+    model.to(DTYPES[dtype])
+    shares = {name: rule.lr_scale for name, rule in parameter_rules(model.config).items()}
+    return TrainState(model, Optimizer(model, optimizer, shares, masters))
