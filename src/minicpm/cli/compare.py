@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
         dtype_b=options.dtype_b,
         max_tokens=options.max_tokens,
     )
+    for name, dtypes in zip((options.a, options.b), result.dtypes, strict=True):
+        note(f"{name}: {dtypes}")
     if options.json:
         out(json.dumps(dataclasses.asdict(result.agreement), indent=2))
     else:

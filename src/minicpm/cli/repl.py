@@ -53,7 +53,7 @@ class Repl:
 
     def run(self) -> None:
         """Read and answer until Ctrl-D or /exit."""
-        note(f"{self.name}: /help lists the commands, Ctrl-D leaves")
+        note(f"{self.name}: {self.model.dtypes}; /help lists the commands, Ctrl-D leaves")
         while True:
             try:
                 text = read_message()

@@ -43,6 +43,8 @@ class Decoder:
         num_positions: the longest sequence that will be run. Only the `dynamic` rope scaling looks at it; 0 lets it
             follow each sequence's length, as transformers does.
 
+    `dtypes` says in one line what the file holds and what is computed in what.
+
     Raises:
         EngineError: a weight is missing or has the wrong shape or block type, or a setting is out of range.
     """
@@ -69,6 +71,7 @@ class Decoder:
         kernel = kernel or os.environ.get(KERNEL_VARIABLE, "")
         threads = available_processors() if num_threads is None else num_threads
         self.cache_type = cache_type or default_cache_type(weights)
+        self.dtypes = _describe_dtypes(weights, self.cache_type)
         with _EngineErrors():
             self._native = _native.Decoder(_shape(config), kernel, threads, num_blocks, block_tokens, self.cache_type)
         for name, shape in config.weight_shapes().items():
@@ -168,6 +171,14 @@ def default_cache_type(weights: Mapping[str, Weight]) -> str:
     """Return how keys and values are kept unless asked otherwise: exactly where the weights are exact."""
     first = weights.get("model.layers.0.self_attn.k_proj.weight")
     return "f32" if first is not None and first.block_type in ("F32", "F16", "BF16") else "f16"
+
+
+def _describe_dtypes(weights: Mapping[str, Weight], cache_type: str) -> str:
+    """Return one line about what the file holds and what is computed in what, so that no dtype is silent."""
+    first = weights.get("model.layers.0.self_attn.k_proj.weight")
+    held = first.block_type if first is not None else "F32"
+    inputs = "fp32" if held in ("F32", "F16", "BF16") else "16-bit integers"
+    return f"file {held.lower()}, activations {inputs}, KV cache {cache_type}, rope/norm/softmax/logits fp32"
 
 
 def available_processors() -> int:

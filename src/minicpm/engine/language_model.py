@@ -40,8 +40,15 @@ class LanguageModel:
     model card's: temperature 0.3, top_p 0.8, top_k 50. An unknown keyword is a TypeError.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        """Join an engine, which must have been given the same tokenizer, and a tokenizer."""
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, dtypes: str = "") -> None:
+        """Join an engine, which must have been given the same tokenizer, and a tokenizer.
+
+        Args:
+            engine: runs the model.
+            tokenizer: of the same model.
+            dtypes: what the file holds and what is computed in what, in one line, for people.
+        """
+        self.dtypes = dtypes
         self.tokenizer = tokenizer
         self.config: ModelConfig = engine.config
         self.context_length = engine.context_length

@@ -84,7 +84,7 @@ def open_language_model(
         limits=Limits(max_parallel=max_parallel, max_output_rows=max_output_rows),
         tokenizer=tokenizer,
     )
-    return LanguageModel(engine, tokenizer)
+    return LanguageModel(engine, tokenizer, dtypes=decoder.dtypes)
 
 
 def _fitting(tokenizer: Tokenizer, vocab_size: int, path: str | os.PathLike[str]) -> Tokenizer:

@@ -25,7 +25,9 @@ _TIMEOUT_SECONDS = 300
 
 
 class Backend(Protocol):
-    """A model in some runtime."""
+    """A model in some runtime; `dtypes` says what is held and computed in what."""
+
+    dtypes: str
 
     def score(self, ids: Sequence[int]) -> Scores:
         """Return the next-token log-probabilities after each of `ids`, T rows for T ids."""
@@ -45,10 +47,13 @@ class TorchBackend:
 
     def __init__(self, path: str, dtype: str | None = None) -> None:
         from minicpm.formats.checkpoint import open_checkpoint
-        from minicpm.model.loading import load_model, parse_dtype
+        from minicpm.model.loading import describe_dtypes, load_model, parse_dtype, saved_dtype
 
         checkpoint = open_checkpoint(path)
-        self.model = load_model(checkpoint.config, checkpoint.weights, dtype=parse_dtype(dtype) if dtype else None)
+        config, weights = checkpoint.config, checkpoint.weights
+        compute = parse_dtype(dtype) if dtype else saved_dtype(config, weights)
+        self.dtypes = describe_dtypes(weights, compute)
+        self.model = load_model(config, weights, dtype=compute)
 
     def score(self, ids: Sequence[int]) -> Scores:
         """Return the next-token log-probabilities after each of `ids`."""
@@ -80,6 +85,7 @@ class TransformersBackend:
                 f"transformers cannot open {path}: {str(error).splitlines()[0]}; "
                 "a folder in the granite or llama format needs no code of its own"
             ) from error
+        self.dtypes = f"compute {str(self.model.dtype).removeprefix('torch.')}"
         self.torch = torch
 
     def score(self, ids: Sequence[int]) -> Scores:
@@ -105,6 +111,7 @@ class LlamaCppBackend:
         params.warmup = False
         params.verbosity = -1
         self.server = xllamacpp.Server(params)
+        self.dtypes = "as llama.cpp chooses"
 
     def score(self, ids: Sequence[int]) -> Scores:
         """Return the likeliest next tokens after each of `ids`; one request a position, the prefix stays cached."""
@@ -135,6 +142,7 @@ class UrlBackend:
         if dtype:
             raise ConfigError("a server computes in its own dtype; leave the dtype out")
         self.url = url.rstrip("/")
+        self.dtypes = "as the server chooses"
 
     def score(self, ids: Sequence[int]) -> Scores:
         """Return the likeliest next tokens after each of `ids`, from one request."""
@@ -197,7 +205,7 @@ class EngineBackend:
         if dtype:
             raise ConfigError("the engine computes in the file's own types; leave the dtype out")
         checkpoint = open_checkpoint(path)
-        self.context_length = checkpoint.config.max_position_embeddings
+        self.dtypes = ""
         self.open: Callable[[int], Decoder] = lambda num_blocks: Decoder(
             checkpoint.config, checkpoint.weights, num_blocks=num_blocks, block_tokens=_BLOCK_TOKENS
         )
@@ -206,6 +214,7 @@ class EngineBackend:
         """Return the next-token log-probabilities after each of `ids`, in chunks so that logits stay small."""
         num_blocks = -(-len(ids) // _BLOCK_TOKENS)
         decoder = self.open(num_blocks)
+        self.dtypes = decoder.dtypes
         table = np.arange(num_blocks, dtype=np.int32)[None]
         rows = []
         for start in range(0, len(ids), _CHUNK_TOKENS):

@@ -22,6 +22,7 @@ class Comparison:
     agreement: Agreement
     num_tokens: int
     tokenizer_difference: str | None
+    dtypes: tuple[str, str]
 
 
 def local_path(spec: str) -> str | None:
@@ -55,9 +56,14 @@ def compare(
     ids = tokenizer.add_bos(tokenizer.encode(text))[:max_tokens]
     if len(ids) < 2:
         raise DataError("the text has fewer than 2 tokens; give a longer one with --text")
-    first = open_backend(a, dtype_a).score(ids)
-    second = open_backend(b, dtype_b).score(ids)
-    return Comparison(agreement(first, second), len(ids), _tokenizer_difference(ids, text, local_path(b)))
+    scores, dtypes = [], []
+    for spec, dtype in ((a, dtype_a), (b, dtype_b)):
+        backend = open_backend(spec, dtype)
+        scores.append(backend.score(ids))
+        dtypes.append(backend.dtypes)
+        del backend
+    difference = _tokenizer_difference(ids, text, local_path(b))
+    return Comparison(agreement(*scores), len(ids), difference, (dtypes[0], dtypes[1]))
 
 
 def _tokenizer_difference(ids: list[int], text: str, other: str | None) -> str | None:
