@@ -3,6 +3,7 @@
 
 #include <sys/wait.h>
 
+#include <atomic>
 #include <chrono>
 
 #include "bandwidth.h"
@@ -41,6 +42,29 @@ TEST(pool_wakes_sleepers) {
         // Around the time that a worker spins, so that some rounds meet it awake, some asleep and some in between.
         std::this_thread::sleep_for(std::chrono::microseconds(850 + 20 * round));
         check_job(pool, 40, times, round);
+    }
+}
+
+TEST(pool_runs_tasks_at_the_same_time) {
+    using Clock = std::chrono::steady_clock;
+    constexpr int kThreads = 3;
+    ThreadPool pool(kThreads);
+    for (int round = 0; round < 10; ++round) {
+        if (round % 2) std::this_thread::sleep_for(std::chrono::milliseconds(5));  // until the workers sleep
+        // Relaxed, so that nothing but the pool orders the workers' writes before the caller's reads.
+        std::atomic<int> num_arrived{0};
+        std::vector<int> arrived(kThreads);
+        const Clock::time_point start = Clock::now();
+        pool.run(kThreads, [&](int i) {
+            num_arrived.fetch_add(1, std::memory_order_relaxed);
+            while (num_arrived.load(std::memory_order_relaxed) < kThreads) {
+                if (Clock::now() - start > std::chrono::seconds(20)) return;
+                std::this_thread::yield();
+            }
+            arrived[i] = round + 1;
+        });
+        for (const int value : arrived)
+            CHECK(value == round + 1, "a worker did not come in round " + std::to_string(round));
     }
 }
 

@@ -39,7 +39,7 @@ def test_no_file_or_flag_is_of_another_processor(folder: Path) -> None:
 
 def test_with_matrix_products(folder: Path, emulator: str) -> None:
     done = run(folder, "--quick", under=(emulator, "-cpu", "max"))
-    check_passed(done, ["neon-i8mm", "neon-dotprod", "portable"], at_least=30)
+    check_passed(done, ["neon-i8mm", "neon-dotprod", "portable"], at_least=31)
 
 
 def test_with_dot_products_only(folder: Path, emulator: str) -> None:
