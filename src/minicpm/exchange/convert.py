@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from minicpm.architecture import MODEL_TYPES
 from minicpm.errors import CheckpointError, ConfigError
@@ -24,8 +25,11 @@ from minicpm.formats.hf_config import config_to_hf
 from minicpm.formats.safetensors_write import write_safetensors_model
 from minicpm.formats.weight import Weight
 from minicpm.formats.weight_map import WeightEntry
+from minicpm.tokenizer import TokenType
 
 TARGETS = (*MODEL_TYPES, "gguf")
+# Below every piece that a text may use.
+_PADDING_SCORE = -1e9
 Progress = Callable[[str, int, int], None]
 
 
@@ -167,12 +171,27 @@ def _write_gguf(
     if moved.note is not None:
         metadata[f"general.{FOLD_KEY}"] = json.dumps(moved.note.to_dict())
     try:
-        write_gguf_model(partial_path, moved.config, moved.entries, metadata | source.tokenizer.to_gguf_metadata())
+        write_gguf_model(partial_path, moved.config, moved.entries, metadata | _vocabulary(source))
         result = finish(partial_path)
         partial_path.rename(destination)
         return result
     finally:
         partial_path.unlink(missing_ok=True)
+
+
+def _vocabulary(source: Source) -> dict[str, Any]:
+    """Return the tokenizer's keys with a name for every row; unlike folders, GGUF has none beyond its vocabulary."""
+    keys = source.tokenizer.to_gguf_metadata()
+    first, end = source.tokenizer.vocab_size, source.checkpoint.config.vocab_size
+    padding: dict[str, list[Any]] = {
+        "tokens": [f"[PAD{number}]" for number in range(first, end)],
+        "token_type": [int(TokenType.UNUSED)] * (end - first),
+        "scores": [_PADDING_SCORE] * (end - first),
+    }
+    for name, values in padding.items():
+        if f"tokenizer.ggml.{name}" in keys:
+            keys[f"tokenizer.ggml.{name}"] = [*keys[f"tokenizer.ggml.{name}"], *values]
+    return keys
 
 
 def _write_folder(

@@ -121,6 +121,21 @@ def test_quantized_sources_become_half_precision_folders(tmp_path: Path, write_m
     assert result.agreement.mean_kl < 1e-4
 
 
+@pytest.mark.parametrize("family", ["minicpm", "granite"])
+def test_rows_beyond_the_vocabulary_get_names(
+    tmp_path: Path, tiny_config: ModelConfig, write_minicpm: FolderWriter, family: str
+) -> None:
+    source = write_minicpm(tiny_config.replace(vocab_size=352))
+    assert Tokenizer.from_folder(source).vocab_size < 352
+    result = convert(source, tmp_path / "m.gguf", to="gguf", dtype="fp32", family=family)
+    assert result.agreement is not None
+    assert result.agreement.top1 == 1
+    assert open_checkpoint(result.path).config.vocab_size == 352
+    tokenizer = Tokenizer.from_gguf(open_checkpoint(result.path).metadata)
+    for text in (TEXT, "[PAD340]"):
+        assert tokenizer.encode(text) == Tokenizer.from_folder(source).encode(text)
+
+
 def spoilt(config: ModelConfig, value: float, block_type: str) -> dict[str, WeightEntry]:
     entries = random_entries(config, block_type)
     name = "model.layers.2.mlp.up_proj.weight"
