@@ -9,6 +9,8 @@ own module), and z-loss, which the report does not use.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +28,12 @@ def chunk_rows(vocab_size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
     return max(chunk_bytes // (4 * vocab_size) // 64 * 64, 64)
 
 
+def even_rows(count: int, most: int) -> int:
+    """Return the rows of a chunk, at most `most`, with which `count` rows make chunks of nearly one size."""
+    chunks = max(-(-count // most), 1)
+    return max(-(-count // chunks), 1)
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -34,6 +42,7 @@ def linear_cross_entropy(
     divisor: float = 1.0,
     factor: float = 1.0,
     rows: int = 0,
+    is_compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return (`factor` × the summed loss, the loss of every position); the first is differentiable, both are float32.
 
@@ -46,6 +55,7 @@ def linear_cross_entropy(
         divisor: hidden_size / dim_model_base.
         factor: what the sum is multiplied by.
         rows: rows of a chunk; 0 chooses.
+        is_compiled: whether a chunk's element-wise work runs as compiled code.
     """
     shape = targets.shape
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (N, E), (N)
@@ -53,9 +63,9 @@ def linear_cross_entropy(
     index = None if bool(supervised.all()) else supervised.nonzero().squeeze(1)
     if index is not None:
         flat, targets = flat[index], targets[index]
-    rows = rows or chunk_rows(weight.shape[0])
+    rows = rows or even_rows(len(targets), chunk_rows(weight.shape[0]))
     if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
-        total, losses = _ChunkedCrossEntropy.apply(flat, weight, targets, divisor, factor, rows)
+        total, losses = _ChunkedCrossEntropy.apply(flat, weight, targets, divisor, factor, rows, is_compiled)  # type: ignore[no-untyped-call]
     else:
         losses = _losses(flat, weight, targets, divisor, rows)
         total = losses.sum() * factor
@@ -78,17 +88,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, divisor: float, factor: float, rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        divisor: float,
+        factor: float,
+        rows: int,
+        is_compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # float32: thousands of rows would be lost one by one in a bf16 sum.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
         losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        slope_of = compiled_slope() if is_compiled else loss_and_slope
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             scaled = hidden[part] / divisor
-            losses[part], slope = loss_and_slope(F.linear(scaled, weight), targets[part], factor)
+            losses[part], slope = slope_of(F.linear(scaled, weight), targets[part], factor)
             if grad_hidden is not None:
                 torch.mm(slope, weight, out=grad_hidden[part])
             if grad_weight is not None and slope.dtype == torch.float32:
@@ -104,7 +122,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = [saved if saved is None else _times(saved, grad) for saved in ctx.saved_tensors]
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
 def loss_and_slope(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -114,6 +132,12 @@ def loss_and_slope(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tens
     losses = -log_probabilities.gather(1, at)
     slope = log_probabilities.exp_().scatter_add_(1, at, torch.full_like(losses, -1.0)).mul_(factor)
     return losses.squeeze(1), slope.to(logits.dtype)
+
+
+@functools.cache
+def compiled_slope() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `loss_and_slope` compiled once for this process."""
+    return torch.compile(loss_and_slope, dynamic=True)
 
 
 def _times(saved: Tensor, grad: Tensor) -> Tensor:
