@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 from minicpm.architecture import ModelConfig
 from minicpm.errors import HubError
 from minicpm.hub import resolve
+
+# Before anything imports the standard library's distutils: torch's compiler imports setuptools, which refuses to come
+# second. Without torch it need not be there.
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 
 @pytest.fixture
