@@ -22,6 +22,9 @@ VERBS = {
     "convert": "turn a model into any format or dtype",
     "compare": "say how far two models agree",
     "data": "clean text, learn a vocabulary, make token shards, look at them",
+    "pretrain": "train a model from text",
+    "decay": "finish any checkpoint of a run, with other data mixed in",
+    "plan": "say what a training run takes, before it begins",
     "doctor": "say what this machine can do",
 }
 

@@ -102,11 +102,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # float32: thousands of rows would be lost one by one in a bf16 sum.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
         losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        # A tensor: compiled code would be made anew for every other number.
+        scale = torch.tensor(factor, dtype=torch.float32, device=hidden.device)
         slope_of = compiled_slope() if is_compiled else loss_and_slope
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
             scaled = hidden[part] / divisor
-            losses[part], slope = slope_of(F.linear(scaled, weight), targets[part], factor)
+            losses[part], slope = slope_of(F.linear(scaled, weight), targets[part], scale)
             if grad_hidden is not None:
                 torch.mm(slope, weight, out=grad_hidden[part])
             if grad_weight is not None and slope.dtype == torch.float32:
@@ -125,7 +127,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (*grads, None, None, None, None, None)
 
 
-def loss_and_slope(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+def loss_and_slope(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Return (the float32 loss of every row, `factor` × its derivative by the logits, in the logits' dtype)."""
     log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)  # (n, V)
     at = targets[:, None]
@@ -137,7 +139,7 @@ def loss_and_slope(logits: Tensor, targets: Tensor, factor: float) -> tuple[Tens
 @functools.cache
 def compiled_slope() -> Callable[..., tuple[Tensor, Tensor]]:
     """Return `loss_and_slope` compiled once for this process."""
-    return torch.compile(loss_and_slope, dynamic=True)
+    return torch.compile(loss_and_slope)
 
 
 def _times(saved: Tensor, grad: Tensor) -> Tensor:

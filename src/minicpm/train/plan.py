@@ -1,0 +1,182 @@
+"""What a run takes before it begins: bytes by component, time, and the micro-batch that fits.
+
+The bytes follow from the shapes of what the loop keeps at its fullest moment, the end of the forward pass; a test
+compares the sum with the measured peak. What this leaves out: methods that train only part of a model.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from minicpm.architecture import ModelConfig
+from minicpm.errors import ConfigError
+from minicpm.train.flops import flops_per_token
+from minicpm.train.fused import QUERY_BLOCK
+from minicpm.train.losses import chunk_rows
+from minicpm.train.optim import OptimizerConfig
+from minicpm.train.schedule import ScheduleConfig
+from minicpm.train.settings import BatchConfig, LoopConfig
+
+# Tokens of a micro-batch beyond which products are no faster.
+_ENOUGH_TOKENS = 8192
+# Share of the rate of a plain product that a step reaches, and the width at which it is half of that: measured.
+_COMPILED_SHARE, _PLAIN_SHARE, _HALF_WIDTH = 0.78, 0.62, 80
+# The interpreter with torch, and what the compiler leaves in the process: measured.
+_PROCESS_BYTES, _COMPILER_BYTES = 330 << 20, 220 << 20
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's cost: bytes by component, the rows of a forward pass, and the expected time.
+
+    `tokens_per_second` and `seconds` are 0 where no peak was measured.
+    """
+
+    components: dict[str, int]
+    micro_sequences: int
+    is_compiled: bool
+    flops_per_token: float
+    total_tokens: int
+    tokens_per_second: float
+    checkpoint_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The expected peak."""
+        return sum(self.components.values())
+
+    @property
+    def seconds(self) -> float:
+        """The expected time of the whole run."""
+        return self.total_tokens / self.tokens_per_second if self.tokens_per_second else 0.0
+
+
+def make_plan(
+    model: ModelConfig,
+    schedule: ScheduleConfig,
+    batch: BatchConfig,
+    optimizer: OptimizerConfig,
+    loop: LoopConfig,
+    *,
+    is_compiled: bool,
+    memory_bytes: int = 0,
+    peak_flops: float = 0.0,
+    world: int = 1,
+) -> Plan:
+    """Return the plan of a run; `memory_bytes` bounds the micro-batch where the configuration leaves it open.
+
+    Raises:
+        ConfigError: not even one row fits into `memory_bytes`, with what is largest and what makes it smaller.
+    """
+
+    def components(rows: int) -> dict[str, int]:
+        fixed = state_bytes(model, optimizer, loop.dtype)
+        return {**fixed, **moving_bytes(model, loop, rows, batch.sequence_length, is_compiled)}
+
+    most = max(batch.sequences) // world or 1
+    rows = batch.micro_sequences or max(1, min(most, _ENOUGH_TOKENS // batch.sequence_length))
+    rows = min(rows, most)
+    while memory_bytes and not batch.micro_sequences and rows > 1 and sum(components(rows).values()) > memory_bytes:
+        rows //= 2
+    found = components(rows)
+    if memory_bytes and sum(found.values()) > memory_bytes:
+        largest = max(found, key=lambda name: found[name])
+        raise ConfigError(
+            f"the run takes {size(sum(found.values()))} and {size(memory_bytes)} are given; most is {largest} with "
+            f"{size(found[largest])}; try loop.recompute_every=1, optimizer.states=int8 or batch.micro_sequences=1"
+        )
+    per_token = flops_per_token(model, batch.sequence_length)
+    share = (_COMPILED_SHARE if is_compiled else _PLAIN_SHARE) * model.hidden_size / (model.hidden_size + _HALF_WIDTH)
+    counts = model.num_parameters().total
+    return Plan(
+        components=found,
+        micro_sequences=rows,
+        is_compiled=is_compiled,
+        flops_per_token=per_token,
+        total_tokens=batch.tokens_through(schedule.total_steps),
+        tokens_per_second=share * peak_flops / per_token,
+        checkpoint_bytes=sum(state_bytes(model, optimizer, loop.dtype).values()) - 4 * counts,
+    )
+
+
+def state_bytes(model: ModelConfig, optimizer: OptimizerConfig, dtype: str) -> dict[str, int]:
+    """Return the bytes that do not depend on the batch: weights, masters, gradients, moments."""
+    count = model.num_parameters().total
+    is_half = dtype == "bfloat16"
+    return {
+        "weights": count * (2 if is_half else 4),
+        **({"masters": 4 * count} if is_half else {}),
+        "gradients": 4 * count,
+        # One byte and a 256th of a float32 scale for each moment.
+        "moments": 8 * count if optimizer.states == "float32" else 2 * count + count // 32,
+    }
+
+
+def moving_bytes(
+    model: ModelConfig, loop: LoopConfig, rows: int, sequence_length: int, is_compiled: bool
+) -> dict[str, int]:
+    """Return the bytes of activations, logits and working space of a micro-batch of `rows`."""
+    width = 2 if loop.dtype == "bfloat16" else 4
+    tokens = rows * sequence_length
+    hidden, query, kv, inner = model.hidden_size, model.query_size, model.kv_size, model.intermediate_size
+    layer = tokens * layer_values(hidden, query, kv, inner, width, is_compiled)
+    stream = tokens * hidden * width
+    layers = model.num_hidden_layers
+    again = -(-layers // loop.recompute_every) if loop.recompute_every else 0
+    kept = (layers - again) * layer + again * stream + (layer if again else 0)
+    chunk = min(chunk_rows(model.vocab_size), tokens) * model.vocab_size
+    block = rows * model.num_attention_heads * min(QUERY_BLOCK, sequence_length) * sequence_length
+    return {
+        "activations": kept + 4 * stream,
+        # A chunk in the compute dtype, its float32 log-probabilities, their slope; the head's gradient twice.
+        "logits": chunk * (4 + 2 * width) + model.vocab_size * hidden * (4 + width),
+        "working space": block * (12 if is_compiled else 4) + rows * sequence_length**2 * (1 + width),
+        "process": _PROCESS_BYTES + (_COMPILER_BYTES if is_compiled else 0),
+    }
+
+
+def layer_values(hidden: int, query: int, kv: int, inner: int, width: int, is_compiled: bool) -> int:
+    """Return the bytes that one layer keeps of one token for its backward pass.
+
+    Compiled: the stream twice, both normed inputs, q, k, v, the attention's output, gate, up and their product.
+    Otherwise the norms keep float32 copies, and silu its result.
+    """
+    attention = (2 * query + 2 * kv) * width
+    if is_compiled:
+        return 4 * hidden * width + attention + 3 * inner * width
+    norms = 2 * hidden * (4 + 2 * width)
+    return norms + attention + query * width + 4 * inner * width
+
+
+def available_bytes() -> int:
+    """Return the memory that a run may take on this machine: four fifths of what is free, 0 where that is unknown."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024 * 4 // 5
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5 if hasattr(os, "sysconf") else 0
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that "8GB", "500 MiB" or "24gb" means.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    compact = text.strip().lower().replace(" ", "")
+    number = compact.rstrip("bikmg")
+    try:
+        return round(float(number) * _UNITS[compact[len(number) :] or "b"])
+    except (ValueError, KeyError):
+        raise ConfigError(f"{text!r} is no size; write it like 8GB or 500MiB") from None
+
+
+def size(count: int) -> str:
+    """Return "1.23 GB", "45.6 MB" or "789 kB"."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count / 1000:.0f} kB"

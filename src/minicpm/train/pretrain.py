@@ -1,0 +1,273 @@
+"""Pretraining: a configuration and a folder → a run; everything that can be wrong is found before the model is built.
+
+What this leaves out: the command line, and choosing where a run begins (`run_start`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minicpm.data.batches import Batch
+from minicpm.data.opening import check_identity
+from minicpm.errors import CheckpointError, ConfigError
+from minicpm.model.minicpm import MiniCPM
+from minicpm.train import checkpoint, fused
+from minicpm.train.corpus import Corpus, StepBatches, open_corpus
+from minicpm.train.failure import write_failure
+from minicpm.train.flops import measure_peak
+from minicpm.train.heldout import HeldoutText
+from minicpm.train.interruption import Interruption
+from minicpm.train.log import MetricsFile, ProgressLine, open_tensorboard, record_row, resident_bytes
+from minicpm.train.loop import Hook, LoopEnd, StepRecord, train
+from minicpm.train.losses import linear_cross_entropy, sum_by_source
+from minicpm.train.plan import Plan, available_bytes, make_plan
+from minicpm.train.plot import plot_loss
+from minicpm.train.pretrain_config import PretrainConfig
+from minicpm.train.run_start import Start, adopt, recorded_config
+from minicpm.train.samples import sample_hook
+from minicpm.train.saving import Saver
+from minicpm.train.settings import LoopConfig, Ranks
+from minicpm.train.state import DTYPES, TrainState, new_state
+from minicpm.train.work import LossParts, Work
+
+# Below so many steps, compiling takes longer than it saves.
+_STEPS_WORTH_COMPILING = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A run whose inputs were checked, before its model is built."""
+
+    config: PretrainConfig
+    run: Path
+    start: Start
+    corpus: Corpus
+    plan: Plan
+    peak_flops: float
+    device: torch.device
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `name` means; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"loop.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def chooses_compiling(loop: LoopConfig, total_steps: int, device: torch.device, say: Callable[[str], None]) -> bool:
+    """Return whether the layers are compiled.
+
+    Raises:
+        ConfigError: it is wanted and there is no compiler.
+    """
+    if loop.compile == "off":
+        return False
+    is_possible = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+    if loop.compile == "on" and not is_possible:
+        raise ConfigError("loop.compile is on and there is no C++ compiler (g++); install one or set loop.compile=off")
+    if loop.compile == "auto" and not is_possible:
+        say("no C++ compiler (g++) found: the layers run uncompiled, about 20 % slower")
+    return is_possible and (loop.compile == "on" or total_steps >= _STEPS_WORTH_COMPILING)
+
+
+def prepare(
+    config: PretrainConfig,
+    run: Path,
+    start: Start,
+    say: Callable[[str], None],
+    memory_bytes: int = 0,
+    on_progress: Callable[[int, int, int], None] | None = None,
+) -> Ready:
+    """Return the run with its data opened, its plan made and its disk checked.
+
+    Raises:
+        MiniCPMError: whatever cannot be used, in one line.
+    """
+    if start.manifest is not None:
+        config = adopt(config, recorded_config(start.manifest))
+    device = choose_device(config.loop.device)
+    is_compiled = chooses_compiling(config.loop, config.schedule.total_steps, device, say)
+    peak = measure_peak(DTYPES[config.loop.dtype], device)
+    plan = make_plan(
+        config.model, config.schedule, config.batch, config.optimizer, config.loop,
+        is_compiled=is_compiled, memory_bytes=memory_bytes or available_bytes(), peak_flops=peak,
+    )  # fmt: skip
+    run.mkdir(parents=True, exist_ok=True)
+    corpus = open_corpus(config, run, say, on_progress)
+    if start.manifest is not None:
+        if start.manifest.tokenizer_sha256 != corpus.tokenizer_hash:
+            raise CheckpointError(f"{start.folder} was made with another tokenizer than {run / 'tokenizer'}")
+        check_identity(corpus.shards, start.manifest.run.get("data", {}))
+        threads = start.manifest.run.get("threads")
+        if threads != torch.get_num_threads():
+            say(f"made with {threads} threads, now {torch.get_num_threads()}: sums are rounded in another order")
+    try:
+        checkpoint.check_space(run, plan.checkpoint_bytes)
+    except OSError as error:
+        raise CheckpointError(f"{error.strerror}; make room on the disk of {run} or use --out elsewhere") from error
+    # What the program decided is written down, so that going on decides the same.
+    batch = dataclasses.replace(config.batch, micro_sequences=plan.micro_sequences)
+    loop = dataclasses.replace(config.loop, compile="on" if is_compiled else "off")
+    return Ready(dataclasses.replace(config, batch=batch, loop=loop), run, start, corpus, plan, peak, device)
+
+
+def pretraining_loss(device: torch.device, is_compiled: bool) -> Callable[[MiniCPM, Batch, float], LossParts]:
+    """Return the loss of a batch: next-token cross-entropy within documents, with each source's part."""
+
+    def loss(model: MiniCPM, batch: Batch, factor: float) -> LossParts:
+        ids, targets, documents, positions, sources = (
+            torch.from_numpy(array).to(device)
+            for array in (batch.input_ids, batch.targets, batch.document_ids, batch.positions, batch.source_ids)
+        )
+        # Measuring has other shapes and no backward pass: it would compile code of its own for a few rows.
+        compiles = is_compiled and torch.is_grad_enabled()
+        hidden = fused.hidden_states(
+            model, ids, positions=positions, document_ids=documents, is_compiled=compiles
+        )  # (B, T, E)
+        total, losses = linear_cross_entropy(
+            hidden, model.head_weight, targets,
+            divisor=model.config.logit_divisor, factor=factor, is_compiled=compiles,
+        )  # fmt: skip
+        sums, counts = sum_by_source(losses, targets, sources[:, None].expand_as(targets), len(batch.sources))
+        parts = zip(batch.sources, sums.tolist(), counts.tolist(), strict=True)
+        return LossParts(total, {f"loss/{name}": (value, count) for name, value, count in parts if count})
+
+    return loss
+
+
+def identify(batch: Batch) -> dict[str, Any]:
+    """Return where a batch's text comes from."""
+    return {"first_row": batch.first_row, "documents": [reference._asdict() for reference in batch.references]}
+
+
+def pretrain(ready: Ready, say: Callable[[str], None], hooks: Sequence[Hook] = ()) -> tuple[LoopEnd, int]:
+    """Train until the schedule ends or somebody stops it; return where, and the exit code (0, 130 or 143).
+
+    Raises:
+        TrainingStopped: a loss that is not finite; the dump lies in the run's folder.
+        CheckpointError: the last checkpoint could not be written.
+    """
+    config, run, ranks = ready.config, ready.run, Ranks()
+    state = make_state(ready)
+    progress = ProgressLine(config.schedule, flops_per_token=ready.plan.flops_per_token, peak_flops=ready.peak_flops)
+    checkpoint.clear_partial(run)
+    write_run_file(ready)
+    batches = StepBatches(ready.corpus.stream, config, config.batch.micro_sequences, ranks)
+    saver = make_saver(ready, progress, ranks)
+    loss = pretraining_loss(ready.device, config.loop.compile == "on")
+    work = Work(batches, lambda batch: float(batch.num_targets), loss, lambda batch: batch.input_ids.size, identify)
+
+    def on_failure(state: TrainState, facts: dict[str, Any]) -> str:
+        good = saver.last_good.name if saver.last_good else "none"
+        return f"What was in it: {write_failure(run, facts)}; the last good checkpoint: {good}"
+
+    try:
+        with Interruption() as interruption:
+            end = train(
+                state, work, config.schedule,
+                save=saver,
+                is_save_due=lambda step: config.loop.is_saved(step, config.schedule.total_steps),
+                hooks=[*_own_hooks(ready, progress, saver, loss), *hooks],
+                is_stop_asked=lambda: interruption.is_asked,
+                on_failure=on_failure,
+                ranks=ranks,
+            )  # fmt: skip
+    finally:
+        progress.close()
+        batches.close()
+        plot_loss(run, config.schedule)
+    saver.check_last(end.step)
+    return end, interruption.exit_code
+
+
+def make_state(ready: Ready) -> TrainState:
+    """Return the model and optimizer at the run's start."""
+    config = ready.config
+    state = new_state(config.model, config.optimizer, config.loop.seed, config.loop.dtype, ready.device)
+    if ready.start.folder is not None:
+        state.load(*checkpoint.read_tensors(ready.start.folder))
+        state.step = ready.start.step
+    state.model.checkpoint_every = config.loop.recompute_every
+    return state
+
+
+def make_saver(ready: Ready, progress: ProgressLine, ranks: Ranks) -> Saver:
+    """Return what writes this run's checkpoints."""
+    config = ready.config
+    facts = {
+        "seed": config.loop.seed,
+        "tokenizer_sha256": ready.corpus.tokenizer_hash,
+        "run": run_facts(ready),
+        "parent": ready.start.parent,
+    }
+    last_good = ready.start.folder if ready.start.folder and ready.start.folder.parent == ready.run else None
+    return Saver(
+        ready.run, facts, ready.corpus.tokenizer_files, config.batch.tokens_through,
+        progress.note, progress.mark_saved, ranks, last_good,
+    )  # fmt: skip
+
+
+def run_facts(ready: Ready) -> dict[str, Any]:
+    """Return what a checkpoint says about its run, as plain data."""
+    return {
+        "config": json.loads(json.dumps(dataclasses.asdict(ready.config))),
+        "data": ready.corpus.identity,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def write_run_file(ready: Ready) -> None:
+    """Write `run.json`: the resolved configuration, for people and for tools that read a run without a checkpoint."""
+    path = ready.run / "run.json"
+    path.write_text(json.dumps(run_facts(ready), indent=2) + "\n", encoding="utf-8")
+
+
+def _own_hooks(ready: Ready, progress: ProgressLine, saver: Saver, loss: Any) -> list[Hook]:
+    config, run = ready.config, ready.run
+    loop = config.loop
+    metrics = MetricsFile(run, ready.start.step)
+    events = open_tensorboard(run) if loop.uses_tensorboard else None
+    heldout: HeldoutText | None = None
+    if loop.eval_every and ready.corpus.heldout:
+        heldout = HeldoutText(ready.corpus.heldout, config.batch.sequence_length, loop.eval_sequences, loop.seed)
+
+    def write(row: dict[str, Any]) -> None:
+        metrics.add(row)
+        if events is not None:
+            events(row)
+
+    def record_step(state: TrainState, record: StepRecord) -> None:
+        progress.show(state, record)
+        if record.step % loop.log_every == 0 or record.step == config.schedule.total_steps:
+            write(record_row(record, resident_bytes(state.device)))
+
+    def measure(state: TrainState, record: StepRecord) -> None:
+        is_due = loop.eval_every and (record.step % loop.eval_every == 0 or record.step == config.schedule.total_steps)
+        if heldout is None or not is_due:
+            return
+        found = heldout.measure(state.model, loss, config.batch.micro_sequences)
+        saver.measured = {**found, "heldout_step": record.step}
+        write({"step": record.step, **found})
+        progress.note(
+            f"step {record.step}: held-out loss {found['heldout_loss']:.4f} nats a token, "
+            f"{found['heldout_bits_per_byte']:.4f} bits a byte"
+        )
+
+    return [record_step, measure, sample_hook(ready.corpus.tokenizer, loop, run, progress.note)]
