@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import itertools
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from minicpm import config as configuration
 from minicpm.errors import CheckpointError
@@ -225,72 +221,6 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(
     assert "step_000020: state.safetensors has 1000 bytes" in said[0]
     pretrain(prepare(config, run, found, said.append), said.append)
     assert hashes(run / "step_000040") == straight
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_run_goes_on(
-    home: Path, straight: dict[str, str], number: int, code: int, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-
-    def interrupt(state: object, record: object) -> None:
-        if getattr(record, "step", 0) == 13:
-            os.kill(os.getpid(), number)
-
-    end, found = pretrain(start(load(home), run), print, [interrupt])
-    assert (end.step, end.was_asked, found) == (13, True, code)
-    assert [folder.name for folder in checkpoint.step_folders(run)] == ["step_000010", "step_000013"]
-    go(load(home), run, wants_resume=True)
-    assert hashes(run / "step_000040") == straight
-
-
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
-    home: Path,
-    straight: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    real, run = checkpoint.write_tensors, tmp_path / "run"
-
-    def full(path: Path, tensors: Mapping[str, Tensor]) -> None:
-        if "step_000020" in str(path) and path.name == checkpoint.STATE:
-            path.write_bytes(b"begun")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, tensors)
-
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
-    go(load(home), run)
-    assert [folder.name[-2:] for folder in checkpoint.step_folders(run)] == ["10", "30", "40"]
-    assert hashes(run / "step_000040") == straight
-    warning = next(line for line in capfd.readouterr().err.splitlines() if "WARNING" in line)
-    assert "step 20 was NOT saved: No space left on device" in warning
-    assert "last good checkpoint is step_000010" in warning
-
-
-def test_a_full_disk_at_the_end_is_an_error_and_can_be_made_good(
-    home: Path, straight: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "check_space", _no_space_after(1))
-        with pytest.raises(CheckpointError, match=r"reached step 40, but its checkpoint could not be written"):
-            go(load(home), run)
-    go(load(home), run, wants_resume=True)
-    assert hashes(run / "step_000040") == straight
-    monkeypatch.setattr(checkpoint, "check_space", _no_space_after(0))
-    with pytest.raises(CheckpointError, match="make room on the disk"):
-        start(load(home), tmp_path / "other")
-
-
-def _no_space_after(successes: int) -> Callable[[Path, int], None]:
-    calls = itertools.count()
-
-    def check(folder: Path, needed: int) -> None:
-        if next(calls) >= successes:
-            raise OSError(errno.ENOSPC, f"a checkpoint takes {needed} bytes and the disk has 3 MB free")
-
-    return check
 
 
 KILLS = [pytest.param(0), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]

@@ -108,11 +108,7 @@ def _open_tokenizer(
                 settings = VocabularyConfig(
                     vocab_size=config.model.vocab_size, max_characters=config.tokenizer.train_characters
                 )
-                try:
-                    train_vocabulary(_texts(config), folder, settings)
-                except DataError as error:
-                    paths = ", ".join(mix.path for mix in sources_of(config.stages).values())
-                    raise DataError(f"{error} (the text is that of {paths})") from error
+                train_vocabulary(_texts(config), folder, settings)
     tokenizer = Tokenizer.from_folder(kept)
     if config.tokenizer.path:
         given = fingerprint(read_tokenizer(Path(config.tokenizer.path).expanduser()))
