@@ -25,6 +25,7 @@ VERBS = {
     "pretrain": "train a model from text",
     "decay": "finish any checkpoint of a run, with other data mixed in",
     "plan": "say what a training run takes, before it begins",
+    "bench": "say how fast this machine runs a model",
     "doctor": "say what this machine can do",
 }
 
@@ -82,6 +83,6 @@ def _unknown(verb: str) -> str:
     import difflib
 
     kind = "option" if verb.startswith("-") else "verb"
-    near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.55)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(VERBS)}"
     return f"unknown {kind} {verb!r}; {hint}"
