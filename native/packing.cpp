@@ -45,7 +45,7 @@ void put_half(uint8_t* header, int slot, int lane, const uint8_t* value) {
     std::memcpy(header + (slot * kTileRows + lane) * 2, value, 2);
 }
 
-// Packs 32 codes of 4 bits, `low` holding inputs 0..15 in its words' nibbles and `high` 16..31.
+// Packs 32 codes of 4 bits; word i holds inputs 4i … 4i + 3, a byte each.
 void put_nibbles(uint8_t* codes, int lane, const uint32_t (&words)[8]) {
     for (int i = 0; i < 4; ++i) put(codes + 64 * i + 4 * lane, words[2 * i] | words[2 * i + 1] << 4);
 }
