@@ -1,0 +1,59 @@
+"""Full-size models of random 4-bit weights: as large and as slow as real ones, and made in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicpm.architecture import ModelConfig
+from minicpm.formats.blocks import block_type
+from minicpm.formats.gguf_write import write_gguf_model
+from minicpm.formats.weight import Weight
+from minicpm.formats.weight_map import WeightEntry
+
+# Standard deviation of a nibble, all sixteen values being as likely.
+_NIBBLE_SPREAD = 4.6
+
+
+def random_q4_0(generator: np.random.Generator, shape: tuple[int, ...], std: float) -> Weight:
+    """Return random weights of about `std`: blocks of a fp16 scale near std/4.6 and 32 nibbles, never rounded."""
+    rows, row_bytes = shape[0], block_type("Q4_0").row_bytes(shape[1])
+    data = np.frombuffer(generator.bytes(rows * row_bytes), np.uint8).reshape(rows, -1, 18).copy()
+    scales = generator.uniform(0.5, 1.5, 4096).astype(np.float16) * np.float16(std / _NIBBLE_SPREAD)
+    data[:, :, :2] = np.resize(scales, rows * data.shape[1]).view(np.uint8).reshape(rows, -1, 2)
+    return Weight("Q4_0", shape, data.reshape(rows, row_bytes))
+
+
+def write_random_model(path: Path, config: ModelConfig) -> None:
+    """Write `config` with random Q4_0 matrices, the embedding's included, and a vocabulary that llama.cpp accepts."""
+    generator = np.random.default_rng(0)
+
+    def make(shape: tuple[int, ...]) -> Weight:
+        if len(shape) == 1:
+            return Weight.from_array(np.ones(shape, np.float32))
+        # Widths keep a layer's output near its input's size, so that no activation overflows in any program.
+        return random_q4_0(generator, shape, shape[1] ** -0.5)
+
+    entries = {
+        name: WeightEntry(shape, "F32" if len(shape) == 1 else "Q4_0", lambda shape=shape: make(shape))
+        for name, shape in config.weight_shapes().items()
+    }
+    write_gguf_model(path, config, entries, _vocabulary(config.vocab_size))
+
+
+def _vocabulary(size: int) -> dict[str, Any]:
+    """Return the metadata of a SentencePiece vocabulary: controls, bytes, numbered words."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    pieces += [f"▁word{i}" for i in range(size - len(pieces))]
+    return {
+        "general.name": "random weights",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [-float(i) for i in range(size)],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (size - 259),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
