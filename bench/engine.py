@@ -10,6 +10,7 @@ from exact arithmetic.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -258,15 +259,28 @@ JOBS: dict[str, tuple[str, Callable[[Subject, str], list[Row]]]] = {
 }
 
 
+# Where there is no AMX to switch off, these rows are others' once those were measured.
+SAME_WITHOUT_AMX = {"noamx-2b-decode": "decode-2b", "noamx-2b-prefill": "prefill-2b"}
+
+
+def renamed(rows: list[Row], name: str) -> list[Row]:
+    """The rows of another job under this one's names and bars."""
+    found = [row for row in rows if row.name.removesuffix("-vs-llamacpp") == SAME_WITHOUT_AMX[name]]
+    bare, against = MUSTS[name]
+    return [
+        dataclasses.replace(row, name=name + "-vs-llamacpp", must=against)
+        if row.name.endswith("-vs-llamacpp")
+        else dataclasses.replace(row, name=name, must=bare)
+        for row in found
+    ]
+
+
 def make_subject(name: str, options: argparse.Namespace) -> Subject:
     kernels = _native.features()["kernels"]
     if name != "2b-noamx":
         path = random_2b(options) if name == "2b" else resolve(DEFAULT_MODEL)
         return Subject(name, path, options, kernels[0], options.llama_bench)
-    program = options.llama_bench_noamx
-    if "amx" not in kernels[0]:
-        print("2b-noamx: this machine has no AMX: its rows are those of the best kernel and of the same llama-bench")
-        program = program or options.llama_bench
+    program = options.llama_bench_noamx or (None if "amx" in kernels[0] else options.llama_bench)
     kernel = next(kernel for kernel in kernels if "amx" not in kernel)
     return Subject(name, random_2b(options), options, kernel, program)
 
@@ -284,10 +298,16 @@ def main() -> None:
     unknown = set(names) - JOBS.keys()
     if unknown:
         parser.error(f"--only knows no {', '.join(sorted(unknown))}; rows are {', '.join(JOBS)}")
+    has_amx = "amx" in _native.features()["kernels"][0]
+    if not has_amx:
+        print("no AMX here: the noamx rows are those of the best kernel and of the same llama-bench")
     rows: list[Row] = []
     subject = None
     for name, (subject_name, job) in JOBS.items():
         if name not in names:
+            continue
+        if not has_amx and SAME_WITHOUT_AMX.get(name) in names:
+            rows += renamed(rows, name)
             continue
         if subject is None or subject.name != subject_name:
             subject = None  # frees the decoder before another comes

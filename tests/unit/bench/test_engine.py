@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bench import engine
 from bench.random_model import random_q4_0, write_random_model
+from bench.rows import compare
 
 from minicpm.architecture import ModelConfig
 from minicpm.engine.speed import Stopwatch
@@ -53,6 +54,16 @@ def test_rows_of_a_subject(subject: engine.Subject, monkeypatch: pytest.MonkeyPa
         ("batch16-2b", "GB/s", None),
     ]
     assert all(0 < row.ratio == row.ours / row.peer < 1 for row in rows)
+
+
+def test_rows_without_amx_are_others_under_their_own_bars() -> None:
+    measured = [
+        compare("decode-2b", 20.0, 25.0, "read bandwidth", "GB/s", 0.72),
+        compare("decode-2b-vs-llamacpp", 20.0, 16.0, "llama.cpp", "tokens/s", 1.2),
+        compare("decode-2b-1024", 18.0, 25.0, "read bandwidth", "GB/s", 0.68),
+    ]
+    found = [(row.name, row.ratio, row.must) for row in engine.renamed(measured, "noamx-2b-decode")]
+    assert found == [("noamx-2b-decode", 0.8, None), ("noamx-2b-decode-vs-llamacpp", 1.25, 2.0)]
 
 
 def test_every_row_has_a_job_and_a_bar() -> None:
