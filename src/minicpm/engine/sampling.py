@@ -32,8 +32,8 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Ids: TypeAlias = npt.NDArray[np.intp]
 
 _GROUP_SIZE = 64
-# Enough for the nucleus of nearly every distribution; where it is not, everything is sorted.
-_FIRST_CANDIDATES = 256
+# The first is enough for the nucleus of nearly every distribution; beyond the last, everything is sorted.
+_NUCLEUS_SIZES = (256, 4096)
 
 
 @dataclass(frozen=True)
@@ -155,12 +155,13 @@ def log_softmax(logits: Floats) -> Floats:
 
 def top_tokens(values: Floats, count: int) -> Ids:
     """Return the ids of the `count` largest of `values` (V,), largest first, the smaller id first of two equal ones."""
-    num_groups = len(values) // _GROUP_SIZE
-    if count * 4 >= num_groups:
-        return np.argsort(-values, kind="stable")[:count]
-    # At least `count` values reach the count-th largest of the groups' maxima: few more than those need sorting.
-    maxima = values[: num_groups * _GROUP_SIZE].reshape(num_groups, _GROUP_SIZE).max(axis=1)
-    threshold = np.partition(maxima, num_groups - count)[num_groups - count]
+    if count >= len(values):
+        return np.argsort(-values, kind="stable")
+    num_groups, pool = len(values) // _GROUP_SIZE, values
+    if count * 4 < num_groups:
+        # At least `count` values reach the count-th largest of the groups' maxima, and few more do.
+        pool = values[: num_groups * _GROUP_SIZE].reshape(num_groups, _GROUP_SIZE).max(axis=1)
+    threshold = np.partition(pool, len(pool) - count)[len(pool) - count]
     ids = np.flatnonzero(values >= threshold)
     return ids[np.argsort(-values[ids], kind="stable")[:count]]
 
@@ -194,9 +195,10 @@ def _cut_down(logits: Floats, sampler: Sampler, peak: np.float32) -> tuple[Ids |
         weights = np.exp((logits - peak) / np.float32(max(sampler.temperature, 1e-30)))
     if sampler.top_p < 1:
         mass = sampler.top_p * weights.sum(dtype=np.float64)
-        ids = top_tokens(logits, _FIRST_CANDIDATES)
-        if weights[ids].sum(dtype=np.float64) < mass:
-            ids = top_tokens(logits, len(logits))
+        for count in (*_NUCLEUS_SIZES, len(logits)):
+            ids = top_tokens(logits, count)
+            if weights[ids].sum(dtype=np.float64) >= mass:
+                break
         return _cut(ids, weights[ids], sampler, mass)
     if sampler.min_p:
         ids = np.flatnonzero(weights >= sampler.min_p)
