@@ -111,6 +111,52 @@ def test_scored_prompts_survive_preemption(tiny_config: ModelConfig) -> None:
     assert engine.load.num_preemptions > 0
 
 
+def test_a_prompt_put_back_half_read_is_not_read_twice(tiny_config: ModelConfig) -> None:
+    engine, decoder = reference_engine(tiny_config, limits=Limits(max_output_rows=20))
+    prompt = prompt_of(90)
+    scored = engine.add(Request(prompt, max_new_tokens=0, prompt_logprobs=0))
+    pooled = engine.add(Request(prompt, max_new_tokens=0, pooling="mean"))
+    for _ in range(4):
+        engine.step()
+    assert (scored.num_read, pooled.num_read) == (40, 40)
+    engine._scheduler._preempt(pooled)
+    engine._scheduler._preempt(scored)
+    list(run_all(engine))
+    truth = log_softmax(decoder.full_logits(prompt))
+    expected = [truth[i, token] for i, token in enumerate(prompt[1:])]
+    assert [r.logprob for r in scored.prompt_logprobs[1:]] == pytest.approx(expected, abs=1e-4)
+    assert pooled.pooled == pytest.approx(decoder.full_hidden(prompt).mean(axis=0), abs=1e-4)
+
+
+def test_a_sequence_that_returns_to_another_slot_writes_into_its_own_blocks(tiny_config: ModelConfig) -> None:
+    engine, decoder = reference_engine(tiny_config)
+    old = engine.add(Request(prompt_of(40), GREEDY, max_new_tokens=4))
+    young = engine.add(Request(prompt_of(9, 1), GREEDY, max_new_tokens=20))
+    engine.step()
+    slots = old.slot, young.slot
+    engine._scheduler._preempt(young)
+    engine.cancel(old)
+    engine.step()
+    assert young.slot == slots[0]
+    list(run_all(engine))
+    (again,) = complete(engine, Request(prompt_of(40), GREEDY, max_new_tokens=4))
+    assert again.num_cached_tokens == 32
+    assert is_greedy(decoder, young)
+    assert is_greedy(decoder, again)
+
+
+def test_blocks_found_in_the_middle_of_a_prompt_replace_those_set_aside(tiny_config: ModelConfig) -> None:
+    engine, decoder = reference_engine(tiny_config, limits=Limits(max_step_tokens=32))
+    prompt, pool = prompt_of(100), engine._scheduler.pool
+    (first,) = complete(engine, Request(prompt, GREEDY, max_new_tokens=1))
+    pool._forget(pool._by_digest[first.digests[0]])
+    before = decoder.num_rows_computed
+    (again,) = complete(engine, Request(prompt, GREEDY, max_new_tokens=4))
+    assert decoder.num_rows_computed - before == 32 + 4 + 3
+    assert again.num_cached_tokens == 64
+    assert is_greedy(decoder, again)
+
+
 def test_the_context_ends_a_reply_without_a_limit(tiny_config: ModelConfig) -> None:
     engine, _ = reference_engine(tiny_config, context_length=50)
     (sequence,) = complete(engine, Request(prompt_of(45), GREEDY))

@@ -13,7 +13,7 @@ from tests.reference import ReferenceDecoder, log_softmax, random_weights
 from tests.unit.engine.tiny import tiny_tokenizer
 
 import minicpm
-from minicpm.architecture import ModelConfig
+from minicpm.architecture import ModelConfig, RopeScaling
 from minicpm.engine import opening
 from minicpm.errors import CheckpointError, EngineError, HubError
 from minicpm.formats.gguf_write import write_gguf_model
@@ -102,6 +102,15 @@ def test_a_folder_becomes_the_same_model(path: Path, tmp_path: Path, tiny_config
     folder = write_folder(tmp_path / "model", tiny_config)
     with minicpm.load(path) as file_model, minicpm.load(folder) as folder_model:
         assert folder_model.next_logprobs("hello") == pytest.approx(file_model.next_logprobs("hello"), abs=1e-4)
+
+
+def test_dynamic_scaling_is_that_of_the_whole_context(tmp_path: Path, tiny_config: ModelConfig) -> None:
+    config = tiny_config.replace(max_position_embeddings=64, rope_scaling=RopeScaling("dynamic", 4.0))
+    ids = list(range(3, 60))
+    reference = ReferenceDecoder(config, random_weights(config), num_positions=200)
+    with minicpm.load(write_folder(tmp_path / "model", config), context_length=200) as model:
+        truth = log_softmax(reference.full_logits(ids))[-1]
+        assert model.next_logprobs(ids) == pytest.approx(truth, abs=1e-3)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path, tiny_config: ModelConfig) -> None:
