@@ -70,7 +70,8 @@ class Subject:
 
     def __init__(self, name: str, path: Path, options: argparse.Namespace, kernel: str, program: str | None) -> None:
         self.name, self.path, self.kernel, self.threads = name, path, kernel, options.threads
-        self.rounds, self.steps = rounds_of(options), 8 if options.quick and name != "135m" else 32
+        self.rounds, self.is_quick = rounds_of(options), options.quick
+        self.steps = 4 if options.quick and name != "135m" else 32
         self.checkpoint = open_checkpoint(path)
         self.config = self.checkpoint.config
         self.weight_bytes = streamed_bytes(self.checkpoint.weights.entries)
@@ -146,7 +147,7 @@ def contend(
     subject: Subject, limit: Callable[[], float], ours: Callable[[], float], peer: Callable[[], float]
 ) -> Samples:
     contenders = {"limit": limit, "ours": ours} | ({"peer": peer} if subject.peer else {})
-    return take_turns(contenders, subject.rounds)
+    return take_turns(contenders, subject.rounds, attempts=1 if subject.is_quick else 2)
 
 
 def prefill(subject: Subject, name: str) -> list[Row]:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 # A run during which others held more than this share of the machine is repeated, then reported as disturbed.
 CALM_SHARE = 0.06
+# Rounds further apart than this are told: medians of contenders may then come from different moments.
+UNSTEADY_FACTOR = 1.25
 # Threads of the contender before may still spin for a moment.
 _PAUSE_SECONDS = 0.25
 
@@ -53,6 +55,15 @@ class Samples:
         """The median of a contender's rounds."""
         return statistics.median(self.values[name])
 
+    def unsteady(self) -> list[str]:
+        """Lines about contenders whose rounds lie far apart: such a machine changed its pace during the run."""
+        spans = {name: (min(values), max(values)) for name, values in self.values.items() if values}
+        return [
+            f"{name} went from {_figure(low)} to {_figure(high)} between rounds"
+            for name, (low, high) in spans.items()
+            if high > UNSTEADY_FACTOR * low
+        ]
+
 
 def compare(
     name: str,
@@ -87,9 +98,13 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int, attem
             for name, run in contenders.items():
                 time.sleep(_PAUSE_SECONDS)
                 values[name].append(run())
-        samples = Samples(values, disturbed=load.share() > CALM_SHARE)
+        share = load.share()
+        samples = Samples(values, disturbed=share > CALM_SHARE)
         if not samples.disturbed:
             break
+        print(f"others held {share:.0%} of the processors during {', '.join(contenders)}")
+    for line in samples.unsteady():
+        print(line)
     return samples
 
 

@@ -49,6 +49,11 @@ def test_contenders_take_turns_and_medians_count(monkeypatch: pytest.MonkeyPatch
     assert not samples.disturbed
 
 
+def test_a_machine_that_changes_its_pace_is_told() -> None:
+    lines = Samples({"ours": [20.0, 22.0, 21.0], "limit": [58.0, 37.0, 58.0]}).unsteady()
+    assert lines == ["limit went from 37 to 58 between rounds"]
+
+
 def test_a_disturbed_run_is_repeated_once_and_then_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_PAUSE_SECONDS", 0)
     monkeypatch.setattr(rows, "wait_for_calm", lambda: True)
