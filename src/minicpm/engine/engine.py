@@ -103,6 +103,7 @@ class Engine:
         self._scheduler = Scheduler(BlockPool(num_blocks, block_tokens), self.limits)
         self._tables = np.zeros((self.limits.max_parallel, max_blocks), np.int32)
         self._events: deque[Event] = deque()
+        self._abandoned: deque[Sequence] = deque()
         self._state = threading.Lock()
         self._turn = threading.Lock()
         self._num_steps = self._num_computed_tokens = 0
@@ -131,9 +132,13 @@ class Engine:
 
     def cancel(self, sequence: Sequence) -> None:
         """End `sequence` now, if it has not ended; no event comes of it."""
+        self.abandon(sequence)
         with self.shield, self._state:
-            if not sequence.is_finished:
-                self._finish(sequence, "cancelled")
+            self._drop_abandoned()
+
+    def abandon(self, sequence: Sequence) -> None:
+        """End `sequence` before the next step; unlike `cancel` it never waits, so that a finalizer may call it."""
+        self._abandoned.append(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -144,6 +149,7 @@ class Engine:
     def load(self) -> Load:
         """How busy the engine is now."""
         with self.shield, self._state:
+            self._drop_abandoned()
             scheduler, pool = self._scheduler, self._scheduler.pool
             return Load(
                 num_running=len(scheduler.running),
@@ -191,6 +197,7 @@ class Engine:
         """
         with self.shield, self._turn:
             with self._state:
+                self._drop_abandoned()
                 chunks = self._scheduler.plan()
                 batch = self._prepare(chunks) if chunks else None
             if batch is not None:
@@ -277,6 +284,12 @@ class Engine:
     def _advance(self, sequence: Sequence, chunk: Chunk) -> None:
         sequence.num_computed += chunk.num_tokens
         sequence.publish(self._scheduler.pool)
+
+    def _drop_abandoned(self) -> None:
+        while self._abandoned:
+            sequence = self._abandoned.popleft()
+            if not sequence.is_finished:
+                self._finish(sequence, "cancelled")
 
     def _finish(self, sequence: Sequence, reason: FinishReason, chunk: Chunk | None = None) -> None:
         if chunk is not None:

@@ -11,13 +11,17 @@ from minicpm.engine.engine import Engine, Event
 from minicpm.engine.sequence import Request, Sequence
 from minicpm.errors import EngineError
 
+_CLOSED = "the model is closed; load it again"
+
 
 class Runner:
-    """Whoever waits for a sequence runs the steps, for all others too. Safe to share between threads."""
+    """Of those who wait for a sequence one runs the steps, for the others too. Safe to share between threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
-        self._lock = threading.Lock()
+        # A condition and no lock alone: whoever steps would take the lock again before the others wake.
+        self._stepped = threading.Condition()
+        self._is_stepping = False
         self._inboxes: dict[Sequence, deque[Event]] = {}
 
     @property
@@ -28,7 +32,7 @@ class Runner:
             EngineError: it was closed.
         """
         if self._engine is None:
-            raise EngineError("the model is closed; load it again")
+            raise EngineError(_CLOSED)
         return self._engine
 
     def start(self, request: Request) -> Sequence:
@@ -39,15 +43,14 @@ class Runner:
 
     def next_event(self, sequence: Sequence) -> Event | None:
         """Return the next event of a started `sequence`; None after its last."""
-        while True:
-            with self.engine.shield, self._lock:
-                inbox = self._inboxes.get(sequence)
-                if inbox:
-                    return inbox.popleft()
-                if inbox is None or sequence.is_finished:
-                    self._inboxes.pop(sequence, None)
-                    return None
-                self._step()
+        while (inbox := self._inboxes.get(sequence)) is not None:
+            if inbox:
+                return inbox.popleft()
+            if not self._step(sequence) and not inbox:
+                self._inboxes.pop(sequence, None)
+        if self._engine is None:
+            raise EngineError(_CLOSED)
+        return None
 
     def run(self, requests: Iterable[Request]) -> list[Sequence]:
         """Return the finished sequences of `requests`, in their order; those under way are cancelled on an error."""
@@ -58,11 +61,13 @@ class Runner:
         try:
             for request in requests:
                 if len(sequences) - num_done >= window:
-                    self._finish(sequences[num_done])
+                    while self._step(sequences[num_done]):
+                        pass
                     num_done += 1
                 sequences.append(engine.add(request))
             for sequence in sequences[num_done:]:
-                self._finish(sequence)
+                while self._step(sequence):
+                    pass
         finally:
             for sequence in sequences[num_done:]:
                 engine.cancel(sequence)
@@ -74,24 +79,40 @@ class Runner:
         if self._engine is not None:
             self._engine.cancel(sequence)
 
+    def abandon(self, sequence: Sequence) -> None:
+        """The same, but before the next step; it never waits, so that a finalizer may call it."""
+        self._inboxes.pop(sequence, None)
+        if self._engine is not None:
+            self._engine.abandon(sequence)
+
     def close(self) -> None:
         """End everything and let the engine go."""
-        with self._lock:
-            for sequence in list(self._inboxes):
-                self.cancel(sequence)
-            self._engine = None
+        for sequence in list(self._inboxes):
+            self.cancel(sequence)
+        self._engine = None
 
-    def _finish(self, sequence: Sequence) -> None:
-        while not sequence.is_finished:
-            with self.engine.shield, self._lock:
-                if not sequence.is_finished:
-                    self._step()
-
-    def _step(self) -> None:
-        for event in self.engine.step():
-            inbox = self._inboxes.get(event.sequence)
-            if inbox is not None:
-                inbox.append(event)
+    def _step(self, sequence: Sequence) -> bool:
+        """Run a step, or wait while another thread runs one; False, and nothing, when `sequence` has all its events."""
+        engine = self.engine
+        with engine.shield:
+            with self._stepped:
+                if self._is_stepping:
+                    with engine.shield.opened():
+                        self._stepped.wait()
+                    return True
+                if sequence.is_finished:
+                    return False
+                self._is_stepping = True
+            try:
+                for event in engine.step():
+                    inbox = self._inboxes.get(event.sequence)
+                    if inbox is not None:
+                        inbox.append(event)
+            finally:
+                with self._stepped:
+                    self._is_stepping = False
+                    self._stepped.notify_all()
+        return True
 
 
 class TextStream(Iterator[str]):
@@ -137,5 +158,6 @@ class TextStream(Iterator[str]):
         self.close()
 
     def __del__(self) -> None:
+        # It may run in the middle of a step of the same thread, where `close` would wait for ever.
         if hasattr(self, "_sequence"):
-            self.close()
+            self._runner.abandon(self._sequence)

@@ -341,6 +341,42 @@ def test_threads_share_steps_and_each_gets_its_own_text(tiny_config: ModelConfig
     assert model.engine.load.num_steps - num_steps < num_steps
 
 
+def test_no_thread_waits_for_the_whole_of_anothers_reply(tiny_config: ModelConfig) -> None:
+    model = reference_model(tiny_config)
+    seen, lock, start = [], threading.Lock(), threading.Barrier(2)
+
+    def ask(name: str) -> None:
+        start.wait(timeout=30)
+        for _ in model.stream("x", max_new_tokens=60, logit_bias={EOS: -1000}, seed=1):
+            with lock:
+                seen.append(name)
+
+    threads = [threading.Thread(target=ask, args=[name]) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    # Each reads what came while the other stepped, not all of it at the end.
+    middle = seen[len(seen) // 4 : 3 * len(seen) // 4]
+    assert min(middle.count("a"), middle.count("b")) >= len(middle) // 5
+
+
+def test_a_stream_forgotten_in_the_middle_of_a_step_is_freed_by_the_next(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = [model.stream("x", max_new_tokens=50)]
+    plan = model.engine._scheduler.plan
+
+    def planning() -> Any:
+        forgotten.clear()  # as the garbage collector may
+        return plan()
+
+    monkeypatch.setattr(model.engine._scheduler, "plan", planning)
+    model.chat("y", max_new_tokens=5, logit_bias={EOS: -1000})
+    assert not forgotten
+    assert (model.engine.load.num_running, model.engine.load.num_held_blocks) == (0, 0)
+
+
 def test_a_closed_model_says_so(tiny_config: ModelConfig) -> None:
     with reference_model(tiny_config) as model:
         stream = model.stream("x", max_new_tokens=50)
