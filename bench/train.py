@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from contenders.training import LENGTH, SHAPES, VOCABULARY
 from rows import CALM_SHARE, ForeignLoad, Row, arguments, compare, finish, rounds_of, wait_for_calm
-from train_worker import LENGTH, SHAPES, VOCABULARY
 
 from minicpm.architecture import ModelConfig
 from minicpm.train.allocator import TUNABLES, VARIABLE
@@ -64,7 +64,7 @@ def start(contender: str, shape: str, rows: int) -> Worker:
     environment.pop(VARIABLE, None)
     if contender != "trainer":
         environment[VARIABLE] = TUNABLES
-    command = [sys.executable, str(Path(__file__).with_name("train_worker.py")), contender, shape, str(rows)]
+    command = [sys.executable, str(Path(__file__).parent / "contenders" / "training.py"), contender, shape, str(rows)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )

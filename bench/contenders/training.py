@@ -1,4 +1,4 @@
-"""One contender of `train.py`, in a process of its own: reads "N" from standard input, makes N steps, answers in JSON.
+"""One contender of `bench/train.py`, in a process of its own: reads N, makes N steps, answers in JSON.
 
     ours       the package's loop: compiled layers, chunked cross-entropy, masters, muP groups
     trainer    HF Trainer, bf16 by autocast, fused AdamW, its defaults otherwise

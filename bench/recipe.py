@@ -1,0 +1,185 @@
+"""Does the recipe train well? Held-out loss against transformers' Llama with AdamW on the same batches, three ways.
+
+    neutral    our loop and model with every MiniCPM scale neutral and one rate for all parameters
+    llama      LlamaForCausalLM, autocast bf16, AdamW, the same start, batches, schedule and document borders
+    recipe     MiniCPM's scales and muP groups at the report's rate
+
+Text: the pretraining bundle beside the checkout (English, Chinese, code), else the standard library's sources.
+`--rates` sweeps the rate at two widths instead: the best one should be the same. A ratio is peer's loss over ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rows import Row, arguments, compare, finish
+
+from minicpm.architecture import ModelConfig
+from minicpm.data.batches import Batch
+from minicpm.data.mixture import Mix, StageMixture
+from minicpm.model import MiniCPM
+from minicpm.train import schedule as schedules
+from minicpm.train.heldout import HeldoutText
+from minicpm.train.log import read_metrics
+from minicpm.train.optim import OptimizerConfig
+from minicpm.train.pretrain import Ready, prepare, pretrain, pretraining_loss
+from minicpm.train.pretrain_config import CorpusConfig, PretrainConfig, TokenizerConfig
+from minicpm.train.run_start import Start
+from minicpm.train.schedule import ScheduleConfig
+from minicpm.train.settings import BatchConfig, LoopConfig
+
+BUNDLE = Path(__file__).parents[1] / "../shared/data/pretrain"
+SHARES = {
+    "en_standardebooks.train.jsonl.xz": 0.4,
+    "zh_four_novels.jsonl.xz": 0.2,
+    "zh_laws.train.jsonl.xz": 0.1,
+    "code_cpython_stdlib.jsonl.xz": 0.3,
+}
+STD = 0.02
+
+
+def stages() -> tuple[StageMixture, ...]:
+    if not BUNDLE.is_dir():
+        return (StageMixture(mix=(Mix("sources", 1.0, "stdlib:sources"),)),)
+    names = [(name.split(".")[0], name, share) for name, share in SHARES.items()]
+    return (StageMixture(mix=tuple(Mix(short, share, str(BUNDLE / name)) for short, name, share in names)),)
+
+
+def model(hidden: int, layers: int, is_neutral: bool) -> ModelConfig:
+    scales: dict[str, Any] = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256.0}
+    if is_neutral:
+        scales = {"scale_depth": layers**0.5, "initializer_range": STD}
+    return ModelConfig(
+        hidden_size=hidden, intermediate_size=5 * hidden // 2, num_hidden_layers=layers,
+        num_attention_heads=hidden // 32, vocab_size=8192, max_position_embeddings=256, **scales,
+    )  # fmt: skip
+
+
+def configuration(home: Path, name: str, shape: ModelConfig, lr: float, steps: int, is_mup: bool) -> PretrainConfig:
+    learned = home / "tokenizer"
+    return PretrainConfig(
+        name=name,
+        model=shape,
+        schedule=ScheduleConfig(total_steps=steps, lr=lr, warmup=0.05, decay=0.1),
+        stage=stages(),
+        batch=BatchConfig(sequence_length=256, sequences=(16,), micro_sequences=16),
+        optimizer=OptimizerConfig(is_mup=is_mup),
+        tokenizer=TokenizerConfig(str(learned) if learned.is_dir() else "", train_characters=5_000_000),
+        corpus=CorpusConfig(cache=str(home / "data"), max_tokens=4_000_000),
+        loop=LoopConfig(seed=1, eval_every=steps, eval_sequences=128, save_every=steps, saves_early=False, log_every=5),
+    )
+
+
+def learn_tokenizer(home: Path) -> None:
+    """Make the one tokenizer and the token shards that all runs share."""
+    config = configuration(home, "first", model(64, 2, True), 1e-3, 1, False)
+    prepare(config, home / "first", Start(), print)
+    (home / "first" / "tokenizer").rename(home / "tokenizer")
+
+
+def ready(home: Path, config: PretrainConfig) -> Ready:
+    return prepare(config, home / config.name, Start(), print)
+
+
+def train_ours(home: Path, config: PretrainConfig) -> float:
+    pretrain(ready(home, config), lambda line: None)
+    rows = read_metrics(home / config.name)
+    return float(next(row["heldout_loss"] for row in rows if "heldout_loss" in row))
+
+
+def train_llama(home: Path, config: PretrainConfig) -> float:
+    """The peer: its own model code and optimizer on our batches."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    made, shape = ready(home, dataclasses.replace(config, name="llama")), config.model
+    peer = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size, vocab_size=shape.vocab_size,
+            num_hidden_layers=shape.num_hidden_layers, num_attention_heads=shape.num_attention_heads,
+            rms_norm_eps=shape.rms_norm_eps, tie_word_embeddings=True, initializer_range=STD, use_cache=False,
+            max_position_embeddings=shape.max_position_embeddings,
+        )
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(peer.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    for step in range(1, config.schedule.total_steps + 1):
+        batch = made.corpus.stream.batch(config.batch.sequences_before(step), config.batch.at(step))
+        for group in optimizer.param_groups:
+            group["lr"] = schedules.lr(config.schedule, step)
+        llama_loss(peer, batch).backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    # The same names: the trained weights are measured by the very code that measures ours.
+    measured = MiniCPM(shape)
+    measured.load_state_dict({n: t for n, t in peer.state_dict().items() if n != "lm_head.weight"})
+    text = HeldoutText(made.corpus.heldout, config.batch.sequence_length, config.loop.eval_sequences, config.loop.seed)
+    loss = pretraining_loss(torch.device("cpu"), False)
+    return text.measure(measured.to(torch.bfloat16), loss, config.batch.micro_sequences)["heldout_loss"]
+
+
+def llama_loss(peer: Any, batch: Batch) -> torch.Tensor:
+    documents = torch.from_numpy(batch.document_ids)
+    length = documents.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]  # (B, 1, T, T)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = peer(
+            input_ids=torch.from_numpy(batch.input_ids),
+            position_ids=torch.from_numpy(batch.positions).long(),
+            attention_mask=mask,
+        ).logits
+    targets = torch.from_numpy(batch.targets)
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def against_llama(home: Path, steps: int) -> list[Row]:
+    lr = 2e-3
+    neutral = configuration(home, "neutral", model(128, 6, True), lr, steps, False)
+    losses = {"neutral": train_ours(home, neutral)}
+    began = time.perf_counter()
+    losses["llama"] = train_llama(home, neutral)
+    print(f"llama: {time.perf_counter() - began:.0f} s")
+    losses["recipe"] = train_ours(home, configuration(home, "recipe", model(128, 6, False), 0.01, steps, True))
+    return [
+        compare("neutral-loss", losses["neutral"], losses["llama"], "transformers Llama", "nats", 1 / 1.02,
+                less_is_better=True),
+        compare("recipe-loss", losses["recipe"], losses["llama"], "transformers Llama", "nats", 1.0,
+                less_is_better=True),
+    ]  # fmt: skip
+
+
+def best_rates(home: Path, steps: int) -> list[Row]:
+    grid = (0.0025, 0.005, 0.01, 0.02, 0.04)
+    best = []
+    for hidden in (64, 256):
+        shape = model(hidden, 4, False)
+        losses = {
+            rate: train_ours(home, configuration(home, f"w{hidden}-{rate:g}", shape, rate, steps, True))
+            for rate in grid
+        }
+        print(f"width {hidden}: " + ", ".join(f"lr {rate:g} → {loss:.4f}" for rate, loss in losses.items()))
+        best.append(grid.index(min(losses, key=lambda rate: losses[rate])))
+    # Neighbours on the grid count as the same.
+    apart = abs(best[0] - best[1])
+    return [compare("best-rate", 2.0 ** (1 - apart), 1.0, "one grid step", "factor 2", 1.0)]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=0, help="(default: 600; 20 with --quick; 150 with --rates)")
+    parser.add_argument("--rates", action="store_true", help="sweep the rate at two widths")
+    options = parser.parse_args()
+    steps = options.steps or (20 if options.quick else 150 if options.rates else 600)
+    with tempfile.TemporaryDirectory() as folder:
+        learn_tokenizer(Path(folder))
+        rows = best_rates(Path(folder), steps) if options.rates else against_llama(Path(folder), steps)
+    finish(rows, options)
+
+
+if __name__ == "__main__":
+    main()
