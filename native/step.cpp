@@ -18,7 +18,7 @@ constexpr std::chrono::milliseconds kInterruptInterval{50};
 // Fewer rows than this are cheaper done by the caller than handed out.
 constexpr int kRowsWorthSharing = 8;
 // Tasks per thread of a product: enough that a slow core takes fewer, few enough that claiming them costs nothing.
-constexpr int kTasksPerThread = 8;
+constexpr int kTasksPerThread = 16;
 
 }  // namespace
 

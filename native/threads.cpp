@@ -1,6 +1,6 @@
 #include "threads.h"
 
-#include <chrono>
+#include <algorithm>
 
 namespace minicpm {
 
@@ -13,6 +13,12 @@ constexpr int kPollsPerClock = 64;
 constexpr int kPollsBeforeYield = 4096;
 constexpr int kMaxTasks = 1 << 22;
 
+// A wait of this much beyond two tasks' time is no unevenness of work.
+constexpr std::chrono::microseconds kStall{200};
+// How long a worker is left out: doubled when it stalls again soon after it came back.
+constexpr std::chrono::milliseconds kFirstPause{8};
+constexpr std::chrono::milliseconds kLongestPause{256};
+
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -23,8 +29,9 @@ inline void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
-    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { work(); });
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads), shares_(new Share[num_threads]), progress_(new Worker[num_threads]) {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -38,12 +45,69 @@ ThreadPool::~ThreadPool() {
     for (std::thread& worker : workers_) worker.join();
 }
 
-bool ThreadPool::claim(uint32_t& index) {
-    const uint64_t seen = tickets_.load(std::memory_order_acquire);
-    if (claimed_of(seen) >= count_of(seen)) return false;
-    const uint64_t word = tickets_.fetch_add(1, std::memory_order_acq_rel);
-    index = claimed_of(word);
-    return index < count_of(word);
+uint32_t ThreadPool::run_tasks(int own_share) {
+    uint32_t finished = 0;
+    for (int i = 0; i < num_threads_; ++i) {
+        const int share = (own_share + i) % num_threads_;
+        std::atomic<uint64_t>& word = shares_[share].word;
+        // Looking first keeps a spinning thread from writing.
+        while (!is_claimed(word.load(std::memory_order_acquire))) {
+            const uint64_t claim = word.fetch_add(1, std::memory_order_acq_rel);
+            if (is_claimed(claim)) break;
+            if (!finished) progress_[own_share].is_running.store(true, std::memory_order_relaxed);
+            call_(context_, first_task(share) + static_cast<int>(claim & 0xFFFFFF));
+            ++finished;
+        }
+    }
+    return finished;
+}
+
+void ThreadPool::wait_for(uint32_t others, Clock::time_point started, uint32_t finished) {
+    Clock::time_point deadline{};
+    for (int polls = 1; done_.load(std::memory_order_acquire) != others; ++polls) {
+        if (polls < kPollsBeforeYield) {
+            relax();
+        } else {
+            std::this_thread::yield();
+        }
+        if (polls % kPollsPerClock) continue;
+        const Clock::time_point now = Clock::now();
+        if (deadline == Clock::time_point{}) {
+            deadline = now + kStall + 2 * (now - started) / (finished ? finished : 1);
+        } else if (now > deadline) {
+            leave_out_running(now);
+            deadline = Clock::time_point::max();
+        }
+    }
+}
+
+void ThreadPool::leave_out_running(Clock::time_point now) {
+    for (int i = 1; i < num_threads_; ++i) {
+        Worker& worker = progress_[i];
+        if (!worker.is_running.load(std::memory_order_relaxed) || worker.is_left_out.load(std::memory_order_relaxed))
+            continue;
+        const bool is_relapse = now < worker.back_at + 2 * worker.pause;
+        worker.pause = is_relapse ? std::min<Clock::duration>(2 * worker.pause, kLongestPause) : kFirstPause;
+        worker.back_at = now + worker.pause;
+        worker.is_left_out.store(true, std::memory_order_relaxed);
+        ++num_left_out_;
+    }
+}
+
+void ThreadPool::take_back(Clock::time_point now) {
+    for (int i = 1; i < num_threads_; ++i) {
+        Worker& worker = progress_[i];
+        if (!worker.is_left_out.load(std::memory_order_relaxed) || now < worker.back_at) continue;
+        worker.is_left_out.store(false);
+        --num_left_out_;
+    }
+}
+
+bool ThreadPool::has_work() const {
+    for (int i = 0; i < num_threads_; ++i) {
+        if (!is_claimed(shares_[i].word.load())) return true;
+    }
+    return false;
 }
 
 void ThreadPool::run_job(int count, Call call, const void* context) {
@@ -66,53 +130,46 @@ void ThreadPool::run_job(int count, Call call, const void* context) {
 }
 
 void ThreadPool::run_slice(int count, Call call, const void* context) {
+    const Clock::time_point started = Clock::now();
+    if (num_left_out_) take_back(started);
     call_ = call;
     context_ = context;
+    count_ = count;
     done_.store(0, std::memory_order_relaxed);
+    ++job_;
     // seq_cst here and at the sleepers' counter: either this thread sees a sleeper or the sleeper sees the job.
-    tickets_.store(ticket(++job_ & 0xFFFF, static_cast<uint64_t>(count)));
-    if (sleepers_.load() > 0) {
+    for (int i = num_threads_ - 1; i >= 0; --i) {
+        shares_[i].word.store(share_word(job_ & 0xFFFF, static_cast<uint64_t>(first_task(i + 1) - first_task(i))));
+    }
+    // Those left out sleep sooner or later, and are not worth waking.
+    if (sleepers_.load() > num_left_out_) {
         wake_.fetch_add(1);
         wake_.notify_all();
     }
-    uint32_t index = 0;
-    uint32_t finished = 0;
-    while (claim(index)) {
-        call(context, static_cast<int>(index));
-        ++finished;
-    }
-    done_.fetch_add(finished, std::memory_order_acq_rel);
-    for (int polls = 0; done_.load(std::memory_order_acquire) != static_cast<uint32_t>(count); ++polls) {
-        if (polls < kPollsBeforeYield) {
-            relax();
-        } else {
-            std::this_thread::yield();
-        }
-    }
+    const uint32_t finished = run_tasks(0);
+    wait_for(static_cast<uint32_t>(count) - finished, started, finished);
 }
 
-void ThreadPool::work() {
-    using Clock = std::chrono::steady_clock;
-    while (!stop_.load(std::memory_order_relaxed)) {
-        const Clock::time_point start = Clock::now();
-        uint32_t index = 0;
-        bool found = false;
-        for (int polls = 1; !found; ++polls) {
-            found = claim(index);
-            if (found) break;
-            relax();
-            if (polls % kPollsPerClock == 0 && Clock::now() - start > kSpin) break;
-        }
-        if (found) {
-            call_(context_, static_cast<int>(index));
-            done_.fetch_add(1, std::memory_order_acq_rel);
+void ThreadPool::work(int own_share) {
+    Worker& self = progress_[own_share];
+    Clock::time_point last = Clock::now();
+    for (int polls = 1; !stop_.load(std::memory_order_relaxed); ++polls) {
+        const bool is_left_out = self.is_left_out.load();
+        if (const uint32_t finished = is_left_out ? 0 : run_tasks(own_share)) {
+            self.is_running.store(false, std::memory_order_relaxed);
+            done_.fetch_add(finished, std::memory_order_release);
+            polls = -kPollsPerClock;
             continue;
         }
+        relax();
+        if (polls == 0) last = Clock::now();
+        if (!is_left_out && (polls <= 0 || polls % kPollsPerClock || Clock::now() - last < kSpin)) continue;
         const uint32_t wake = wake_.load();
         sleepers_.fetch_add(1);
-        const uint64_t seen = tickets_.load();
-        if (claimed_of(seen) >= count_of(seen) && !stop_.load()) wake_.wait(wake);
+        if ((self.is_left_out.load() || !has_work()) && !stop_.load()) wake_.wait(wake);
         sleepers_.fetch_sub(1);
+        polls = 0;
+        last = Clock::now();
     }
 }
 
