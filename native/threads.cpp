@@ -15,9 +15,6 @@ constexpr int kMaxTasks = 1 << 22;
 
 // A wait of this much beyond two tasks' time is no unevenness of work.
 constexpr std::chrono::microseconds kStall{200};
-// How long a worker is left out: doubled when it stalls again soon after it came back.
-constexpr std::chrono::milliseconds kFirstPause{8};
-constexpr std::chrono::milliseconds kLongestPause{256};
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -42,6 +39,7 @@ ThreadPool::~ThreadPool() {
     stop_.store(true);
     wake_.fetch_add(1);
     wake_.notify_all();
+    for (int i = 1; i < num_threads_; ++i) call_back(progress_[i]);
     for (std::thread& worker : workers_) worker.join();
 }
 
@@ -57,6 +55,8 @@ uint32_t ThreadPool::run_tasks(int own_share) {
             if (!finished) progress_[own_share].is_running.store(true, std::memory_order_relaxed);
             call_(context_, first_task(share) + static_cast<int>(claim & 0xFFFFFF));
             ++finished;
+            // Whoever was left out may come back in the midst of a long job.
+            if (own_share == 0 && num_left_out()) take_back(Clock::now());
         }
     }
     return finished;
@@ -90,7 +90,7 @@ void ThreadPool::leave_out_running(Clock::time_point now) {
         worker.pause = is_relapse ? std::min<Clock::duration>(2 * worker.pause, kLongestPause) : kFirstPause;
         worker.back_at = now + worker.pause;
         worker.is_left_out.store(true, std::memory_order_relaxed);
-        ++num_left_out_;
+        num_left_out_.fetch_add(1, std::memory_order_relaxed);
     }
 }
 
@@ -98,9 +98,14 @@ void ThreadPool::take_back(Clock::time_point now) {
     for (int i = 1; i < num_threads_; ++i) {
         Worker& worker = progress_[i];
         if (!worker.is_left_out.load(std::memory_order_relaxed) || now < worker.back_at) continue;
-        worker.is_left_out.store(false);
-        --num_left_out_;
+        call_back(worker);
+        num_left_out_.fetch_sub(1, std::memory_order_relaxed);
     }
+}
+
+void ThreadPool::call_back(Worker& worker) {
+    worker.is_left_out.store(false, std::memory_order_relaxed);
+    worker.is_left_out.notify_one();
 }
 
 bool ThreadPool::has_work() const {
@@ -131,7 +136,7 @@ void ThreadPool::run_job(int count, Call call, const void* context) {
 
 void ThreadPool::run_slice(int count, Call call, const void* context) {
     const Clock::time_point started = Clock::now();
-    if (num_left_out_) take_back(started);
+    if (num_left_out()) take_back(started);
     call_ = call;
     context_ = context;
     count_ = count;
@@ -141,8 +146,7 @@ void ThreadPool::run_slice(int count, Call call, const void* context) {
     for (int i = num_threads_ - 1; i >= 0; --i) {
         shares_[i].word.store(share_word(job_ & 0xFFFF, static_cast<uint64_t>(first_task(i + 1) - first_task(i))));
     }
-    // Those left out sleep sooner or later, and are not worth waking.
-    if (sleepers_.load() > num_left_out_) {
+    if (sleepers_.load() > 0) {
         wake_.fetch_add(1);
         wake_.notify_all();
     }
@@ -154,8 +158,9 @@ void ThreadPool::work(int own_share) {
     Worker& self = progress_[own_share];
     Clock::time_point last = Clock::now();
     for (int polls = 1; !stop_.load(std::memory_order_relaxed); ++polls) {
-        const bool is_left_out = self.is_left_out.load();
-        if (const uint32_t finished = is_left_out ? 0 : run_tasks(own_share)) {
+        // To wait for what has come already is no plain load: it counts the waiters first.
+        if (self.is_left_out.load(std::memory_order_relaxed)) self.is_left_out.wait(true, std::memory_order_relaxed);
+        if (const uint32_t finished = run_tasks(own_share)) {
             self.is_running.store(false, std::memory_order_relaxed);
             done_.fetch_add(finished, std::memory_order_release);
             polls = -kPollsPerClock;
@@ -163,10 +168,10 @@ void ThreadPool::work(int own_share) {
         }
         relax();
         if (polls == 0) last = Clock::now();
-        if (!is_left_out && (polls <= 0 || polls % kPollsPerClock || Clock::now() - last < kSpin)) continue;
+        if (polls <= 0 || polls % kPollsPerClock || Clock::now() - last < kSpin) continue;
         const uint32_t wake = wake_.load();
         sleepers_.fetch_add(1);
-        if ((self.is_left_out.load() || !has_work()) && !stop_.load()) wake_.wait(wake);
+        if (!has_work() && !stop_.load()) wake_.wait(wake);
         sleepers_.fetch_sub(1);
         polls = 0;
         last = Clock::now();

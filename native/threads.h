@@ -21,12 +21,17 @@ namespace minicpm {
 
 class ThreadPool {
   public:
+    // How long a worker is left out: doubled when it stalls again soon after it came back.
+    static constexpr std::chrono::milliseconds kFirstPause{8}, kLongestPause{256};
+
     explicit ThreadPool(int num_threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
     int num_threads() const { return num_threads_; }
+    // Workers that get no tasks for now. A job that begins while none is left out may count on all of them.
+    int num_left_out() const { return num_left_out_.load(std::memory_order_relaxed); }
 
     // Calls task(i) for i in [0, count), in any order, on any of the threads; returns when all have returned.
     // One caller at a time. Tasks must not throw.
@@ -51,7 +56,7 @@ class ThreadPool {
     using Clock = std::chrono::steady_clock;
     struct alignas(64) Worker {
         std::atomic<bool> is_running{false};   // holds a task
-        std::atomic<bool> is_left_out{false};  // claims none
+        std::atomic<bool> is_left_out{false};  // claims none, and sleeps
         // For the caller of `run` only.
         Clock::time_point back_at{};
         Clock::duration pause{};
@@ -67,13 +72,14 @@ class ThreadPool {
     void wait_for(uint32_t others, Clock::time_point started, uint32_t finished);
     void leave_out_running(Clock::time_point now);
     void take_back(Clock::time_point now);
+    static void call_back(Worker& worker);
     bool has_work() const;
     void work(int own_share);
 
     const int num_threads_;
     const std::unique_ptr<Share[]> shares_;     // one per thread
     const std::unique_ptr<Worker[]> progress_;  // one per thread; the caller's is not used
-    int num_left_out_ = 0;
+    std::atomic<int> num_left_out_{0};          // written by the caller of `run` only
     const pid_t owner_ = getpid();
     Call call_ = nullptr;
     const void* context_ = nullptr;

@@ -3,6 +3,7 @@
 
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 
@@ -45,26 +46,77 @@ TEST(pool_wakes_sleepers) {
     }
 }
 
+namespace {
+
+// Runs small jobs until every worker takes part again: on a machine with other work, some may have been left out.
+void gather(ThreadPool& pool) {
+    while (pool.num_left_out() > 0) pool.run(pool.num_threads(), [](int) {});
+}
+
+// Every thread in a task of its own at the same time. Returns only when all have come.
+void meet(ThreadPool& pool, int round) {
+    gather(pool);
+    const int count = pool.num_threads();
+    // Relaxed, so that nothing but the pool orders the workers' writes before the caller's reads.
+    std::atomic<int> num_arrived{0};
+    std::vector<int> arrived(count);
+    pool.run(count, [&](int i) {
+        num_arrived.fetch_add(1, std::memory_order_relaxed);
+        while (num_arrived.load(std::memory_order_relaxed) < count) std::this_thread::yield();
+        arrived[i] = round + 1;
+    });
+    for (const int value : arrived) CHECK(value == round + 1, "round " + std::to_string(round));
+}
+
+// Runs jobs in which a worker's task ends only when the pool has given that worker up, until that has happened: the
+// caller may be quick enough to take all tasks itself.
+void stall(ThreadPool& pool) {
+    const std::thread::id caller = std::this_thread::get_id();
+    while (pool.num_left_out() == 0) {
+        std::vector<int> times(8);
+        pool.run(8, [&](int i) {
+            ++times[i];
+            while (std::this_thread::get_id() != caller && pool.num_left_out() == 0) std::this_thread::yield();
+        });
+        for (const int value : times) CHECK(value == 1, "");
+    }
+}
+
+}  // namespace
+
+// If a worker does not come, this test does not end.
 TEST(pool_runs_tasks_at_the_same_time) {
-    using Clock = std::chrono::steady_clock;
-    constexpr int kThreads = 3;
-    ThreadPool pool(kThreads);
+    ThreadPool pool(3);
     for (int round = 0; round < 10; ++round) {
         if (round % 2) std::this_thread::sleep_for(std::chrono::milliseconds(5));  // until the workers sleep
-        // Relaxed, so that nothing but the pool orders the workers' writes before the caller's reads.
-        std::atomic<int> num_arrived{0};
-        std::vector<int> arrived(kThreads);
+        meet(pool, round);
+    }
+}
+
+TEST(pool_leaves_out_workers_that_keep_it_waiting_and_takes_them_back) {
+    using Clock = std::chrono::steady_clock;
+    for (int round = 0; round < 5; ++round) {
+        ThreadPool pool(3);
+        meet(pool, round);
         const Clock::time_point start = Clock::now();
-        pool.run(kThreads, [&](int i) {
-            num_arrived.fetch_add(1, std::memory_order_relaxed);
-            while (num_arrived.load(std::memory_order_relaxed) < kThreads) {
-                if (Clock::now() - start > std::chrono::seconds(20)) return;
-                std::this_thread::yield();
-            }
-            arrived[i] = round + 1;
-        });
-        for (const int value : arrived)
-            CHECK(value == round + 1, "a worker did not come in round " + std::to_string(round));
+        stall(pool);
+        const int num_left = pool.num_threads() - pool.num_left_out();
+        std::vector<std::thread::id> ran(16);
+        pool.run(16, [&](int i) { ran[i] = std::this_thread::get_id(); });
+        std::sort(ran.begin(), ran.end());
+        const auto num_ran = std::unique(ran.begin(), ran.end()) - ran.begin();
+        // Where all of this took longer than a pause, they may have come back.
+        const bool is_in_pause = Clock::now() - start < ThreadPool::kFirstPause;
+        CHECK(!is_in_pause || num_ran <= num_left, std::to_string(num_ran) + " threads ran tasks");
+        meet(pool, round);
+    }
+}
+
+TEST(pool_ends_while_workers_are_left_out) {
+    for (int round = 0; round < 5; ++round) {
+        ThreadPool pool(3);
+        stall(pool);
+        if (round % 2) std::this_thread::sleep_for(std::chrono::microseconds(500));
     }
 }
 
