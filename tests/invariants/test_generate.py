@@ -119,6 +119,15 @@ def test_a_seed_gives_the_same_text_in_any_company(make_engine: MakeEngine) -> N
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 7
 
 
+def test_drafts_change_no_token(make_engine: MakeEngine) -> None:
+    plain = alone(make_engine(), requests(speculate="off"))
+    engine = make_engine()
+    # Every row is worth computing to this clock.
+    engine._speculator.times.predict = lambda num_rows: 1.0  # type: ignore[method-assign]
+    assert_same(complete(engine, *requests()), plain)
+    assert engine.load.num_drafted_tokens > 0
+
+
 def test_arrivals_and_cancellations_in_between_change_nothing(make_engine: MakeEngine) -> None:
     engine, kept = make_engine(max_parallel=3, max_step_tokens=40), []
     generator = np.random.default_rng(3)

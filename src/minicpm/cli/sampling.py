@@ -31,6 +31,12 @@ def add_sampling(parser: argparse.ArgumentParser, name_of_max_tokens: str = "max
     group.add_argument("--stop", action="append", metavar="TEXT", help="stop before this text; may be given again")
     group = parser.add_argument_group("machine")
     group.add_argument("--threads", type=int, metavar="N", help="processor threads; default: every physical core")
+    group.add_argument(
+        "--speculate",
+        choices=("ngram", "off"),
+        help="guess the next tokens from what the text repeats and compute them together; changes the pace, never the "
+        "text (default: ngram)",
+    )
     group.add_argument("--ctx", type=int, metavar="N", help="context in tokens; default: what the model was trained on")
 
 
@@ -44,7 +50,7 @@ def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(
             f"--greedy is temperature 0, but --temperature {options.temperature:g} was given; leave one out"
         )
-    names = [*(name for name, _, _ in _NUMBERS), "max_new_tokens", "stop"]
+    names = [*(name for name, _, _ in _NUMBERS), "max_new_tokens", "stop", "speculate"]
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.greedy:
         settings["temperature"] = 0.0

@@ -5,7 +5,8 @@
 
 from minicpm.engine.batch import StepDecoder
 from minicpm.engine.completion import Completion
-from minicpm.engine.engine import Engine, Event, Load
+from minicpm.engine.engine import Engine
+from minicpm.engine.events import Event, Load
 from minicpm.engine.language_model import LanguageModel
 from minicpm.engine.runner import TextStream
 from minicpm.engine.sampling import Sampler

@@ -61,9 +61,10 @@ def build_batch(chunks: Items[Chunk]) -> Batch:
         sequence, start = chunk.sequence, chunk.sequence.num_computed
         stop = start + chunk.num_tokens
         tokens += sequence.token_ids[start:stop]
-        positions += range(start, stop)
-        sequences += [sequence.slot] * chunk.num_tokens
-        num_wanted = _num_wanted(chunk, start, stop)
+        tokens += chunk.drafts
+        positions += range(start, stop + len(chunk.drafts))
+        sequences += [sequence.slot] * (chunk.num_tokens + len(chunk.drafts))
+        num_wanted = _num_wanted(chunk, start, stop) + len(chunk.drafts)
         num_outputs.append(num_wanted)
         output_rows += range(len(tokens) - num_wanted, len(tokens))
     return Batch(

@@ -18,6 +18,8 @@ class Completion:
         finish_reason: "stop" (end token or stop text), "length" (a limit of tokens), "cancelled", or None: unfinished.
         num_prompt_tokens: tokens of the prompt, bos and template included.
         num_cached_tokens: how many of those were taken from the cache instead of computed.
+        num_drafted_tokens: tokens of the reply that were guessed and computed ahead.
+        num_accepted_tokens: how many of those came true.
         logprobs: one record per token where they were asked for, else None.
         queue_seconds: from the request to the first step that computed something for it.
         first_token_seconds: from the request to the first token; None if there is none.
@@ -29,6 +31,8 @@ class Completion:
     finish_reason: FinishReason | None
     num_prompt_tokens: int
     num_cached_tokens: int
+    num_drafted_tokens: int
+    num_accepted_tokens: int
     logprobs: list[TokenLogprob] | None
     queue_seconds: float | None
     first_token_seconds: float | None
@@ -60,6 +64,8 @@ def describe(sequence: Sequence) -> Completion:
         finish_reason=sequence.finish_reason,
         num_prompt_tokens=sequence.num_prompt_tokens,
         num_cached_tokens=sequence.num_cached_tokens,
+        num_drafted_tokens=sequence.num_drafted_tokens,
+        num_accepted_tokens=sequence.num_accepted_tokens,
         logprobs=None if sequence.request.logprobs is None else list(sequence.logprobs),
         queue_seconds=since_arrival(timings.started),
         first_token_seconds=since_arrival(timings.first_token),

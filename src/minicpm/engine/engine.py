@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,41 +15,18 @@ import numpy as np
 from minicpm.architecture import ModelConfig
 from minicpm.engine.batch import Batch, StepDecoder, build_batch
 from minicpm.engine.cache import BlockPool
+from minicpm.engine.events import Event, Load
 from minicpm.engine.interrupts import InterruptShield
 from minicpm.engine.outputs import Floats, read_hidden, score_prompt, token_logprob
 from minicpm.engine.sampling import choose_token, log_softmax
 from minicpm.engine.scheduler import Chunk, Limits, Scheduler
-from minicpm.engine.sequence import Request, Sequence, TokenLogprob
+from minicpm.engine.sequence import Request, Sequence
+from minicpm.engine.speculation import Speculator
 from minicpm.engine.stopping import Ending, FinishReason
 from minicpm.errors import EngineError
 
 if TYPE_CHECKING:
     from minicpm.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What a step brought for one sequence: a token with the text that it made certain, the end, or both."""
-
-    sequence: Sequence
-    token_id: int | None = None
-    text: str = ""
-    logprob: TokenLogprob | None = None
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How busy an engine is; blocks are those of the KV cache."""
-
-    num_running: int
-    num_waiting: int
-    num_blocks: int
-    num_held_blocks: int
-    num_kept_blocks: int
-    num_steps: int
-    num_computed_tokens: int
-    num_preemptions: int
 
 
 class Engine:
@@ -101,6 +77,7 @@ class Engine:
         self.shield = InterruptShield()
         self._decoder = decoder
         self._scheduler = Scheduler(BlockPool(num_blocks, block_tokens), self.limits)
+        self._speculator = Speculator(self.limits.max_output_rows)
         self._tables = np.zeros((self.limits.max_parallel, max_blocks), np.int32)
         self._events: deque[Event] = deque()
         self._abandoned: deque[Sequence] = deque()
@@ -160,6 +137,8 @@ class Engine:
                 num_steps=self._num_steps,
                 num_computed_tokens=self._num_computed_tokens,
                 num_preemptions=scheduler.num_preemptions,
+                num_drafted_tokens=self._speculator.num_drafted_tokens,
+                num_accepted_tokens=self._speculator.num_accepted_tokens,
             )
 
     def check(self, request: Request) -> int:
@@ -196,11 +175,9 @@ class Engine:
             EngineError: the decoder failed.
         """
         with self.shield, self._turn:
-            with self._state:
-                self._drop_abandoned()
-                chunks = self._scheduler.plan()
-                batch = self._prepare(chunks) if chunks else None
+            batch = self._plan()
             if batch is not None:
+                begin = time.perf_counter()
                 with self.shield.opened():
                     out = self._decoder.step(
                         batch.tokens,
@@ -212,11 +189,23 @@ class Engine:
                     )
                 with self._state:
                     self._read(batch, out)
+                if not batch.wants_hidden:
+                    self._speculator.times.observe(len(batch.tokens), time.perf_counter() - begin)
         # Beyond the shield: when its end raises, the events stay for the next step.
         events = []
         while self._events:
             events.append(self._events.popleft())
         return events
+
+    def _plan(self) -> Batch | None:
+        with self._state:
+            self._drop_abandoned()
+            chunks = self._scheduler.plan()
+        # Without the lock: others may add and cancel meanwhile.
+        chunks = self._speculator.draft(chunks)
+        with self._state:
+            chunks = self._scheduler.grant(chunks)
+            return self._prepare(chunks) if chunks else None
 
     def _prepare(self, chunks: list[Chunk]) -> Batch:
         now = time.perf_counter()
@@ -246,22 +235,34 @@ class Engine:
                 read_hidden(sequence, rows)
                 if is_read:
                     self._events.append(Event(sequence, finish_reason="stop"))
-                    self._finish(sequence, "stop", chunk)
+                    self._finish(sequence, "stop", chunk.num_tokens)
                     continue
             elif sequence.request.prompt_logprobs is not None:
-                score_prompt(sequence, rows, self.tokenizer)
+                score_prompt(sequence, rows[: len(rows) - len(chunk.drafts)], self.tokenizer)
             if is_read:
-                self._take_token(sequence, rows[-1], chunk)
+                self._take_tokens(sequence, rows[-1 - len(chunk.drafts) :], chunk)
             else:
-                self._advance(sequence, chunk)
+                self._advance(sequence, chunk.num_tokens)
 
-    def _take_token(self, sequence: Sequence, logits: Floats, chunk: Chunk) -> None:
+    def _take_tokens(self, sequence: Sequence, rows: Floats, chunk: Chunk) -> None:
+        """Choose the next token, and more of them for as long as they are the drafted ones."""
+        num_computed, num_accepted = chunk.num_tokens, 0
+        for logits, draft in zip(rows, (*chunk.drafts, None), strict=True):
+            self._take_token(sequence, logits, num_computed)
+            if sequence.is_finished or sequence.token_ids[-1] != draft:
+                break
+            num_computed, num_accepted = 1, num_accepted + 1
+        if chunk.drafts:
+            self._speculator.count(sequence, len(chunk.drafts), num_accepted)
+            self._scheduler.trim(sequence)
+
+    def _take_token(self, sequence: Sequence, logits: Floats, num_computed: int) -> None:
         request = sequence.request
         if request.wants_distribution and sequence.distribution is None:
             sequence.distribution = log_softmax(logits)
         if sequence.max_new_tokens == 0:
             self._events.append(Event(sequence, finish_reason="length"))
-            self._finish(sequence, "length", chunk)
+            self._finish(sequence, "length", num_computed)
             return
         choosable = logits[: self._vocab_size]
         token_id = choose_token(choosable, request.sampler, sequence.occurrences, sequence.generator)
@@ -269,7 +270,7 @@ class Engine:
         if request.logprobs is not None:
             logprob = token_logprob(logits, token_id, request.logprobs, self.tokenizer)
             sequence.logprobs.append(logprob)
-        self._advance(sequence, chunk)
+        self._advance(sequence, num_computed)
         sequence.token_ids.append(token_id)
         if sequence.occurrences is not None:
             sequence.occurrences.add(token_id)
@@ -281,8 +282,8 @@ class Engine:
         if finish_reason is not None:
             self._finish(sequence, finish_reason)
 
-    def _advance(self, sequence: Sequence, chunk: Chunk) -> None:
-        sequence.num_computed += chunk.num_tokens
+    def _advance(self, sequence: Sequence, num_tokens: int) -> None:
+        sequence.num_computed += num_tokens
         sequence.publish(self._scheduler.pool)
 
     def _drop_abandoned(self) -> None:
@@ -291,9 +292,8 @@ class Engine:
             if not sequence.is_finished:
                 self._finish(sequence, "cancelled")
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, chunk: Chunk | None = None) -> None:
-        if chunk is not None:
-            self._advance(sequence, chunk)
+    def _finish(self, sequence: Sequence, reason: FinishReason, num_computed: int = 0) -> None:
+        self._advance(sequence, num_computed)
         sequence.finish_reason = reason
         sequence.timings.finished = time.perf_counter()
         self._scheduler.remove(sequence)

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from minicpm.engine.completion import Completion, describe
-from minicpm.engine.engine import Engine, Event
+from minicpm.engine.engine import Engine
+from minicpm.engine.events import Event
 from minicpm.engine.sequence import Request, Sequence
 from minicpm.errors import EngineError
 

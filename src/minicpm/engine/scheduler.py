@@ -9,6 +9,7 @@ Left out: running the step and reading its output (`engine.py`).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from minicpm.engine.cache import BlockPool, Digest
@@ -43,10 +44,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next `num_tokens` tokens of a sequence."""
+    """The next `num_tokens` tokens of a sequence, and tokens that may come after its last."""
 
     sequence: Sequence
     num_tokens: int
+    drafts: Items[int] = ()
 
 
 class Scheduler:
@@ -105,6 +107,31 @@ class Scheduler:
                 chunks.append(Chunk(sequence, 1))
         prompts = [s for s in self.running if s.num_pending > 1 and s.wants_hidden == wants_hidden]
         return chunks + self._plan_prompts(prompts, is_mixed=bool(chunks))
+
+    def grant(self, chunks: Items[Chunk]) -> list[Chunk]:
+        """Return `chunks` with as many of their drafts as there is room for, without those cancelled meanwhile."""
+        return [
+            Chunk(chunk.sequence, chunk.num_tokens, chunk.drafts[: self._make_room(chunk.sequence, len(chunk.drafts))])
+            for chunk in chunks
+            if chunk.sequence.slot >= 0
+        ]
+
+    def trim(self, sequence: Sequence) -> None:
+        """Give back the blocks that only drafts had needed."""
+        excess = -sequence.num_blocks(len(sequence.token_ids), self.pool.block_tokens)
+        if excess > 0:
+            self.pool.release(sequence.blocks[-excess:])
+            del sequence.blocks[-excess:]
+            sequence.num_tabled = min(sequence.num_tabled, len(sequence.blocks))
+
+    def _make_room(self, sequence: Sequence, num_drafts: int) -> int:
+        """Set blocks aside for drafts and return how many have room; nobody has to make way for them."""
+        size, num_tokens = self.pool.block_tokens, len(sequence.token_ids)
+        while sequence.num_blocks(num_tokens + num_drafts, size) > 0 and self.pool.num_available > len(self.running):
+            block = self.pool.take()
+            assert block is not None, "one was available"
+            sequence.blocks.append(block)
+        return min(num_drafts, len(sequence.blocks) * size - num_tokens)
 
     def _plan_prompts(self, prompts: list[Sequence], *, is_mixed: bool) -> list[Chunk]:
         limits = self.limits

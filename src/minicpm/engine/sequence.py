@@ -9,18 +9,20 @@ import time
 from collections.abc import Sequence as Items
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from minicpm.engine.cache import BlockPool, Digest, chain_digest
 from minicpm.engine.sampling import Occurrences, Sampler
+from minicpm.engine.speculation_ngram import Lookup
 from minicpm.engine.stopping import Ending, FinishReason
 from minicpm.errors import EngineError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Pooling = Literal["mean", "last"]
+Speculation = Literal["ngram", "off"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Request:
         prompt_logprobs: the same for each token of the prompt but the first.
         wants_distribution: whether the log-probabilities (V,) after the prompt are kept.
         pooling: None, or how the final hidden states of the prompt become one vector; nothing is generated then.
+        speculate: where drafts of the next tokens come from; they change the pace and nothing else.
     """
 
     prompt: Items[int]
@@ -48,6 +51,7 @@ class Request:
     prompt_logprobs: int | None = None
     wants_distribution: bool = False
     pooling: Pooling | None = None
+    speculate: Speculation = "ngram"
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -58,6 +62,9 @@ class Request:
             count = getattr(self, name)
             if count is not None and count < 0:
                 raise EngineError(f"{name} must be at least 0 or None, got {count}")
+        if self.speculate not in get_args(Speculation):
+            known = ", ".join(get_args(Speculation))
+            raise EngineError(f"speculate must be one of {known}, got {self.speculate!r}")
         if self.pooling is not None and (self.max_new_tokens or self.prompt_logprobs is not None):
             raise EngineError("pooled hidden states and generated or scored tokens need two requests")
 
@@ -113,6 +120,9 @@ class Sequence:
         self.num_tabled = 0
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        # What foresees the next tokens, how many of its drafts were computed, and how many of those were right.
+        self.lookup = Lookup()
+        self.num_drafted_tokens = self.num_accepted_tokens = 0
         self.logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.distribution: Floats | None = None
@@ -128,6 +138,11 @@ class Sequence:
     def new_ids(self) -> list[int]:
         """The ids of the reply so far, the end token included."""
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_left(self) -> int:
+        """How many more tokens the reply may have."""
+        return self.max_new_tokens - (len(self.token_ids) - self.num_prompt_tokens)
 
     @property
     def text(self) -> str:

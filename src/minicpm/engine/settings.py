@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, TypedDict
 
 from minicpm.engine.sampling import Sampler
-from minicpm.engine.sequence import Request
+from minicpm.engine.sequence import Request, Speculation
 from minicpm.errors import EngineError
 
 
@@ -27,13 +27,14 @@ class Settings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     logprobs: int | None
+    speculate: Speculation
 
 
 # Those of the model card's `chat`; its top_k is the default of transformers, which acted there unsaid.
 DEFAULTS: Settings = {"temperature": 0.3, "top_p": 0.8, "top_k": 50}
 
 _SAMPLER_FIELDS = frozenset(field.name for field in dataclasses.fields(Sampler))
-_KNOWN = _SAMPLER_FIELDS | {"max_new_tokens", "stop", "logprobs"}
+_KNOWN = _SAMPLER_FIELDS | {"max_new_tokens", "stop", "logprobs", "speculate"}
 
 
 def build_request(
@@ -64,4 +65,5 @@ def build_request(
         end_ids=end_ids,
         stop=[*([stop] if isinstance(stop, str) else stop), *stops],
         logprobs=given.get("logprobs"),
+        speculate=given.get("speculate", "ngram"),
     )

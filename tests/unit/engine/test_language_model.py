@@ -262,9 +262,9 @@ def test_embeddings(model: LanguageModel, tiny_config: ModelConfig) -> None:
 # ---------------------------------------------------------------------- settings
 
 
-def test_the_keywords_are_those_of_the_sampler_and_three_more() -> None:
+def test_the_keywords_are_those_of_the_sampler_and_four_more() -> None:
     assert Settings.__annotations__.keys() == _KNOWN
-    assert {*inspect.signature(Sampler).parameters, "max_new_tokens", "stop", "logprobs"} == _KNOWN
+    assert {*inspect.signature(Sampler).parameters, "max_new_tokens", "stop", "logprobs", "speculate"} == _KNOWN
     sampler = build_request([1], {}, end_ids=frozenset()).sampler
     assert sampler == Sampler(temperature=0.3, top_p=0.8, top_k=50) == Sampler(**DEFAULTS)
 
@@ -283,6 +283,7 @@ def test_every_keyword_reaches_the_request() -> None:
         "seed": 9,
         "stop": "x",
         "logprobs": 2,
+        "speculate": "off",
     }
     assert given.keys() == _KNOWN
     request = build_request([1], given, end_ids=frozenset({2}), stops=("y",))
