@@ -108,7 +108,11 @@ def _open_tokenizer(
                 settings = VocabularyConfig(
                     vocab_size=config.model.vocab_size, max_characters=config.tokenizer.train_characters
                 )
-                train_vocabulary(_texts(config), folder, settings)
+                try:
+                    train_vocabulary(_texts(config), folder, settings)
+                except DataError as error:
+                    paths = ", ".join(mix.path for mix in sources_of(config.stages).values())
+                    raise DataError(f"{error} (the text is that of {paths})") from error
     tokenizer = Tokenizer.from_folder(kept)
     if config.tokenizer.path:
         given = fingerprint(read_tokenizer(Path(config.tokenizer.path).expanduser()))

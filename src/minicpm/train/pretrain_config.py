@@ -96,6 +96,8 @@ class PretrainConfig:
                 f"batch.sequence_length {self.batch.sequence_length} exceeds model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
+        # A wrong stage is said now, not after the text has been read.
+        self.spans()
 
     @property
     def stages(self) -> tuple[StageMixture, ...]:
