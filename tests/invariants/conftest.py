@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tests.tiny_run import LAST, go, hashes, load, make_home, quick_runs
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.tiny_run import LAST, go, hashes, load, quick_runs, start
 from torch import Tensor
 
 from minicpm.data.batches import Batch
@@ -21,7 +22,6 @@ from minicpm.train.log import read_metrics
 from minicpm.train.pretrain import make_state, prepare, pretrain, pretraining_loss
 from minicpm.train.run_start import branch_from
 from minicpm.train.settings import Ranks
-from tests.tiny_run import LAST, go, hashes, load, quick_runs, start
 
 TENSORS = ("model.safetensors", "state.safetensors")
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests import tiny_run
+from tests.tiny_run import LAST, go, hashes, load, quick_runs, start
 
 from minicpm.errors import CheckpointError
 from minicpm.train import checkpoint
 from minicpm.train.log import read_metrics
 from minicpm.train.pretrain import prepare, pretrain
 from minicpm.train.run_start import find_start
-from tests import tiny_run
-from tests.tiny_run import LAST, go, hashes, load, quick_runs, start
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -146,7 +146,7 @@ def test_a_kill_at_any_moment_changes_nothing(
     assert skipped == []
     assert folder is not None
     assert manifest is not None
-    print(f"kill {seed}: {moment}; newest {folder.name}, half-written {half_written or 'nothing'}")
+    sys.stderr.write(f"kill {seed}: {moment}; newest {folder.name}, half-written {half_written or 'nothing'}\n")
     go(load(home, *saved_often), run, wants_resume=True)
     assert not list(run.glob(".partial-*"))
     assert hashes(run / LAST) == hashes(home / "saved-often" / LAST)
