@@ -35,7 +35,7 @@ fix: $(VENV)/.dev
 	$(if $(FORMATTED),$(BIN)/clang-format -i $(FORMATTED))
 
 bench: $(VENV)/.dev
-	@for file in bench/*.py; do $(BIN)/python $$file --quick || exit 1; done
+	$(BIN)/python -m bench
 
 clean:
 	rm -rf build $(VENV)

@@ -76,6 +76,24 @@ def test_a_second_prompt_with_the_same_beginning_computes_the_rest_only(tiny_con
     assert is_greedy(decoder, again)
 
 
+@pytest.mark.parametrize("max_step_tokens", [512, 100])
+def test_eight_requests_at_once_compute_their_common_prefix_once(
+    tiny_config: ModelConfig, max_step_tokens: int
+) -> None:
+    limits = Limits(max_parallel=8, max_step_tokens=max_step_tokens, max_output_rows=0)
+    engine, decoder = reference_engine(tiny_config, num_blocks=64, context_length=512, limits=limits)
+    prefix = prompt_of(500)
+    requests = [Request([*prefix, i, i + 1], GREEDY, max_new_tokens=2) for i in range(8)]
+    sequences = complete(engine, *requests)
+    # 15 whole blocks are shared; each request computes the other 20 tokens of the prefix, its own 2, and a reply.
+    shared = 15 * 32
+    assert decoder.num_rows_computed == engine.load.num_computed_tokens == shared + 8 * (502 - shared + 1)
+    assert [s.num_cached_tokens for s in sequences] == [0, *[shared] * 7]
+    assert is_greedy(decoder, sequences[0])
+    assert is_greedy(decoder, sequences[7])
+    assert engine.load.num_held_blocks == 0
+
+
 def test_a_conversation_goes_on_from_the_reply_in_the_cache(tiny_config: ModelConfig) -> None:
     engine, decoder = reference_engine(tiny_config)
     (first,) = complete(engine, Request(prompt_of(20), GREEDY, max_new_tokens=20))
