@@ -81,6 +81,11 @@ class Decoder {
     size_t weight_bytes() const { return arena_.used_bytes(); }
     size_t cache_bytes() const { return cache_memory_.bytes(); }
 
+    // The keys and values of whole cache blocks, for each block layer after layer: what files of prompts hold.
+    size_t block_bytes() const { return size_t(shape_.num_layers) * 2 * cache_of(0).part_bytes(); }
+    void read_blocks(std::span<const int32_t> blocks, uint8_t* out);
+    void write_blocks(std::span<const int32_t> blocks, const uint8_t* data);
+
   private:
     // Consecutive rows of one sequence.
     struct Run {
@@ -121,6 +126,8 @@ class Decoder {
     void multiply(std::initializer_list<Product> products, int rows);
     Prepared prepared(const Matrix& matrix, int rows) const;
     LayerCache cache_of(int layer) const;
+    template <class Copy>
+    void each_block_layer(std::span<const int32_t> blocks, const Copy& copy);
     Matrix pack(const BlockType& type, const uint8_t* data, int rows, int columns);
 
     const Shape shape_;

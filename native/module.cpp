@@ -22,6 +22,7 @@ using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutBytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using OutRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <class Array>
@@ -108,6 +109,24 @@ void run_step(Decoder& decoder, const Ints& tokens, const Ints& positions, const
     if (interrupted) throw nb::python_error();
 }
 
+void check_blocks(const Decoder& decoder, const Ints& blocks, size_t rows, size_t bytes) {
+    if (rows != blocks.size() || bytes != decoder.block_bytes()) {
+        throw std::invalid_argument("data does not have one row of block_bytes per block");
+    }
+}
+
+void read_blocks(Decoder& decoder, const Ints& blocks, const OutBytes& out) {
+    check_blocks(decoder, blocks, out.shape(0), out.shape(1));
+    const nb::gil_scoped_release released;
+    decoder.read_blocks(span_of(blocks), out.data());
+}
+
+void write_blocks(Decoder& decoder, const Ints& blocks, const Bytes& data) {
+    check_blocks(decoder, blocks, data.shape(0), data.shape(1));
+    const nb::gil_scoped_release released;
+    decoder.write_blocks(span_of(blocks), data.data());
+}
+
 nb::dict features() {
     nb::dict result;
     nb::list kernels;
@@ -167,6 +186,9 @@ NB_MODULE(_native, m) {
             "name"_a, "layer"_a, "weight"_a)
         .def("step", &run_step, "tokens"_a, "positions"_a, "sequences"_a, "block_tables"_a, "frequencies"_a,
              "output_rows"_a, "wants_logits"_a, "out"_a)
+        .def("read_blocks", &read_blocks, "blocks"_a, "out"_a)
+        .def("write_blocks", &write_blocks, "blocks"_a, "data"_a)
+        .def_prop_ro("block_bytes", &Decoder::block_bytes)
         .def_prop_ro("kernel", [](const Decoder& decoder) { return decoder.kernels().name; })
         .def_prop_ro("num_threads", &Decoder::num_threads)
         .def_prop_ro("weight_bytes", &Decoder::weight_bytes)

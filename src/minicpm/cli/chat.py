@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minicpm.cli.conversation import Conversation
+from minicpm.cli.kept_prompt import KeptPrompt, add_prompt_cache
 from minicpm.cli.parser import Parser, UsageError
 from minicpm.cli.sampling import add_sampling, sampling_settings
 from minicpm.hub import DEFAULT_MODEL
@@ -28,6 +29,7 @@ def parser() -> Parser:
             'minicpm chat smollm2 "What is the capital of France?"',
             "minicpm chat model.gguf --system 'You answer in one sentence.' --temperature 0.7",
             "minicpm chat smollm2 --greedy < question.txt",
+            "minicpm chat smollm2 --prompt-cache notes.cache < notes-and-question.txt",
         ],
     )
     verb.add_argument(
@@ -40,6 +42,7 @@ def parser() -> Parser:
     verb.add_argument("prompt", metavar="PROMPT", nargs="?", help="answer this and leave")
     verb.add_argument("--system", metavar="TEXT", help="the system prompt; default: what the model's template says")
     verb.add_argument("--load", metavar="FILE", type=Path, help="go on with a conversation that /save kept")
+    add_prompt_cache(verb)
     add_sampling(verb)
     return verb
 
@@ -56,14 +59,17 @@ def run(options: argparse.Namespace) -> None:
     import minicpm
 
     model = minicpm.load(options.model, context_length=options.ctx, num_threads=options.threads)
+    kept = KeptPrompt(options.prompt_cache, model)
     if prompt is None:
-        _converse(model, options.model, conversation, settings)
+        _converse(model, options.model, conversation, settings, kept)
         return
     from minicpm.cli.reply import write_reply
 
-    reply = write_reply(model.stream(prompt, history=conversation.messages(), **settings))
+    stream = model.stream(prompt, history=conversation.messages(), **settings)
+    reply = write_reply(stream)
     if not reply.is_whole:
         raise KeyboardInterrupt
+    kept.keep(stream.token_ids[: stream.result.num_prompt_tokens])
 
 
 def _read_input() -> str:
@@ -76,11 +82,14 @@ def _read_input() -> str:
     return text.removesuffix("\n")
 
 
-def _converse(model: Any, name: str, conversation: Conversation, settings: dict[str, Any]) -> None:
+def _converse(model: Any, name: str, conversation: Conversation, settings: dict[str, Any], kept: KeptPrompt) -> None:
     from minicpm.cli.line_history import line_history
     from minicpm.cli.repl import Repl
     from minicpm.cli.terminal import suggest
 
     with line_history():
-        Repl(model, name, conversation, settings).run()
+        repl = Repl(model, name, conversation, settings)
+        repl.run()
+    if repl.token_ids:
+        kept.keep(repl.token_ids)
     suggest(f"minicpm show {name}")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minicpm.cli.kept_prompt import KeptPrompt, add_prompt_cache
 from minicpm.cli.parser import Parser, UsageError, add_model
 from minicpm.cli.sampling import add_sampling, sampling_settings
 from minicpm.cli.terminal import out
@@ -32,6 +33,7 @@ def parser() -> Parser:
     verb.add_argument("--file", type=Path, metavar="FILE", help="one prompt a line")
     verb.add_argument("--json", action="store_true", help="one JSON object a prompt: text, ids, why it ended, times")
     verb.add_argument("--logprobs", type=int, metavar="N", help="with --json: each token's N likeliest alternatives")
+    add_prompt_cache(verb)
     add_sampling(verb)
     return verb
 
@@ -44,18 +46,25 @@ def run(options: argparse.Namespace) -> None:
             raise UsageError("--logprobs needs --json, which has room for them")
         settings["logprobs"] = options.logprobs
     prompts = _prompts(options)
+    if options.prompt_cache and len(prompts) > 1:
+        raise UsageError(f"--prompt-cache keeps one prompt, and there are {len(prompts)}; give one")
     import minicpm
 
     model = minicpm.load(options.model, context_length=options.ctx, num_threads=options.threads)
+    kept = KeptPrompt(options.prompt_cache, model)
     if len(prompts) == 1 and not options.json:
         from minicpm.cli.reply import write_reply
 
-        reply = write_reply(model.continue_text(prompts[0], **settings))
+        stream = model.continue_text(prompts[0], **settings)
+        reply = write_reply(stream)
         if not reply.is_whole:
             raise KeyboardInterrupt
+        kept.keep(stream.token_ids[: stream.result.num_prompt_tokens])
         return
     for prompt, completion in zip(prompts, model.generate(prompts, **settings), strict=True):
         out(_as_json(prompt, completion) if options.json else completion.text)
+    if options.prompt_cache:
+        kept.keep(model.encode_prompt(prompts[0]))
 
 
 def _as_json(prompt: str, completion: Any) -> str:

@@ -42,6 +42,8 @@ class Repl:
         self.conversation = conversation
         self.settings = settings
         self.pace = Pace()
+        # Of the conversation as the model saw it last.
+        self.token_ids: list[int] = []
         self.commands: dict[str, Callable[[str], None]] = {
             "reset": self._reset,
             "system": self._system,
@@ -85,6 +87,7 @@ class Repl:
         stream = self.model.stream(text, history=self.conversation.messages(), **self.settings)
         reply = write_reply(stream)
         self.conversation.add(text, reply.text)
+        self.token_ids = stream.token_ids
         line = self.pace.add(reply, stream.result.num_new_tokens)
         note(dim(line))
 

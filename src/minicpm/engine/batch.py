@@ -16,6 +16,7 @@ from minicpm.engine.scheduler import Chunk
 
 Ints: TypeAlias = npt.NDArray[np.int32]
 Floats: TypeAlias = npt.NDArray[np.float32]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 class StepDecoder(Protocol):
@@ -31,6 +32,24 @@ class StepDecoder(Protocol):
         outputs: Literal["logits", "hidden"] = "logits",
     ) -> Floats:
         """Compute rows of several sequences."""
+        ...
+
+    @property
+    def cache_layout(self) -> str:
+        """What the bytes of a block mean."""
+        ...
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block."""
+        ...
+
+    def read_blocks(self, blocks: Ints) -> Bytes:
+        """Return cache blocks."""
+        ...
+
+    def write_blocks(self, blocks: Ints, data: Bytes) -> None:
+        """Fill cache blocks."""
         ...
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 Digest = bytes
 
@@ -74,6 +74,13 @@ class BlockPool:
             del self._kept[block]
         self._num_holders[block] += 1
         return block
+
+    def digests(self, ids: Sequence[int]) -> Iterator[Digest]:
+        """The digests of the full blocks of `ids`, first to last."""
+        digest, size = b"", self.block_tokens
+        for start in range(0, len(ids) - size + 1, size):
+            digest = chain_digest(digest, ids[start : start + size])
+            yield digest
 
     def publish(self, block: int, digest: Digest) -> None:
         """Let others find the full `block` by its content; of two with the same content the first stays known."""

@@ -7,6 +7,7 @@ arithmetic (`native/`).
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,9 +21,12 @@ from minicpm.formats.weight import Weight
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 # Forces a kernel by name; for tests, which run every kernel that the machine has.
 KERNEL_VARIABLE = "MINICPM_KERNEL"
+# To be raised when the bytes of a cache block come to mean something else: files hold them.
+_LAYOUT_VERSION = 1
 
 
 class Decoder:
@@ -140,6 +144,39 @@ class Decoder:
         with _EngineErrors():
             self._native.step(*rows, tables, frequencies, wanted, outputs == "logits", out)
         return out
+
+    @property
+    def cache_layout(self) -> str:
+        """What the bytes of a block mean, in one line; equal layouts may exchange blocks."""
+        config = self.config
+        turns = zlib.crc32(self._frequencies.tobytes())
+        shape = f"{config.num_hidden_layers}x{config.num_key_value_heads}x{config.head_dim}x{self.block_tokens}"
+        return f"{_LAYOUT_VERSION} {self.cache_type} {shape} {turns:08x}"
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the keys and values of one block, all layers together."""
+        return self._native.block_bytes
+
+    def read_blocks(self, blocks: Ints) -> Bytes:
+        """Return a copy of cache blocks, uint8 (n, block_bytes).
+
+        Raises:
+            EngineError: no such block.
+        """
+        out = np.empty((len(blocks), self.block_bytes), np.uint8)
+        with _EngineErrors():
+            self._native.read_blocks(_ints("blocks", blocks), out)
+        return out
+
+    def write_blocks(self, blocks: Ints, data: Bytes) -> None:
+        """Put `data`, uint8 (n, block_bytes), into cache blocks.
+
+        Raises:
+            EngineError: no such block, or data of another size; nothing was written.
+        """
+        with _EngineErrors():
+            self._native.write_blocks(_ints("blocks", blocks), np.ascontiguousarray(data))
 
     def _frequencies_for(self, num_positions: int) -> Floats:
         return np.array([self.config.rope_frequencies(num_positions)], np.float32)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +20,10 @@ from minicpm.engine.cache import BlockPool
 from minicpm.engine.events import Event, Load
 from minicpm.engine.interrupts import InterruptShield
 from minicpm.engine.outputs import Floats, read_hidden, score_prompt, token_logprob
+from minicpm.engine.prefixes import Prefixes
 from minicpm.engine.sampling import choose_token, log_softmax
 from minicpm.engine.scheduler import Chunk, Limits, Scheduler
-from minicpm.engine.sequence import Request, Sequence
+from minicpm.engine.sequence import Request, Sequence, count_new_tokens
 from minicpm.engine.speculation import Speculator
 from minicpm.engine.stopping import Ending, FinishReason
 from minicpm.errors import EngineError
@@ -77,6 +80,7 @@ class Engine:
         self.shield = InterruptShield()
         self._decoder = decoder
         self._scheduler = Scheduler(BlockPool(num_blocks, block_tokens), self.limits)
+        self.prefixes = Prefixes(decoder, self._scheduler.pool, self._alone)
         self._speculator = Speculator(self.limits.max_output_rows)
         self._tables = np.zeros((self.limits.max_parallel, max_blocks), np.int32)
         self._events: deque[Event] = deque()
@@ -147,23 +151,12 @@ class Engine:
         Raises:
             EngineError: it does not fit the context or the vocabulary.
         """
-        num_prompt, context, vocab_size = len(request.prompt), self.context_length, self._vocab_size
-        wants_reply = request.pooling is None and request.max_new_tokens != 0
-        if num_prompt + wants_reply > context:
-            room = " and leaves no room for a reply" if num_prompt == context else ""
-            raise EngineError(
-                f"the prompt has {num_prompt} tokens{room}; the context holds {context}: shorten the prompt, or load "
-                "the model with a longer context_length"
-            )
-        ids = np.asarray(request.prompt)
-        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab_size:
-            raise EngineError(f"the prompt has ids outside the vocabulary of {vocab_size} tokens")
-        if any(token_id >= vocab_size for token_id in request.sampler.logit_bias):
-            raise EngineError(f"logit_bias names an id outside the vocabulary of {vocab_size} tokens")
-        if not wants_reply:
-            return 0
-        room_tokens = context - num_prompt
-        return room_tokens if request.max_new_tokens is None else min(request.max_new_tokens, room_tokens)
+        return count_new_tokens(request, self.context_length, self._vocab_size)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self.shield, self._turn, self._state:
+            yield
 
     # ------------------------------------------------------------------ steps
 

@@ -5,7 +5,8 @@ Left out: finding and opening files (`opening.py`, `minicpm.load`), and terminal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
@@ -41,15 +42,23 @@ class LanguageModel:
     the model card's: temperature 0.3, top_p 0.8, top_k 50. An unknown keyword is a TypeError.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, dtypes: str = "") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        dtypes: str = "",
+        fingerprint: Callable[[], str] | None = None,
+    ) -> None:
         """Join an engine, which must have been given the same tokenizer, and a tokenizer.
 
         Args:
             engine: runs the model.
             tokenizer: of the same model.
             dtypes: what the file holds and what is computed in what, in one line, for people.
+            fingerprint: tells the model from others; without it prompts cannot be kept in files.
         """
         self.dtypes = dtypes
+        self._fingerprint = fingerprint
         self.tokenizer = tokenizer
         self.config: ModelConfig = engine.config
         self.context_length = engine.context_length
@@ -143,7 +152,7 @@ class LanguageModel:
 
     def _continuation(self, prompt: Prompt, settings: Settings) -> Request:
         defaults: Settings = {"max_new_tokens": _DEFAULT_NEW_TOKENS}
-        return build_request(self._encode(prompt), {**defaults, **settings}, end_ids=self._end_ids)
+        return build_request(self.encode_prompt(prompt), {**defaults, **settings}, end_ids=self._end_ids)
 
     # ------------------------------------------------------------------ numbers
 
@@ -159,7 +168,7 @@ class LanguageModel:
         Raises:
             EngineError: it does not fit the context.
         """
-        request = Request(self._encode(text), max_new_tokens=0, prompt_logprobs=top)
+        request = Request(self.encode_prompt(text), max_new_tokens=0, prompt_logprobs=top)
         return self._runner.run([request])[0].prompt_logprobs
 
     def next_logprobs(self, prompt: Prompt) -> Floats:
@@ -168,7 +177,7 @@ class LanguageModel:
         Raises:
             EngineError: it does not fit the context.
         """
-        request = Request(self._encode(prompt), max_new_tokens=0, wants_distribution=True)
+        request = Request(self.encode_prompt(prompt), max_new_tokens=0, wants_distribution=True)
         distribution = self._runner.run([request])[0].distribution
         assert distribution is not None, "a finished request has what it wanted"
         return distribution
@@ -189,7 +198,7 @@ class LanguageModel:
         if pooling not in ("mean", "last"):
             raise EngineError(f"pooling must be 'mean' or 'last', got {pooling!r}")
         texts = [texts] if isinstance(texts, str) else texts
-        requests = [Request(self._encode(text), max_new_tokens=0, pooling=pooling) for text in texts]
+        requests = [Request(self.encode_prompt(text), max_new_tokens=0, pooling=pooling) for text in texts]
         for request in requests:
             self.engine.check(request)
         pooled = [sequence.pooled for sequence in self._runner.run(requests)]
@@ -198,8 +207,66 @@ class LanguageModel:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors.astype(np.float32)
 
-    def _encode(self, prompt: Prompt) -> Sequence[int]:
+    def encode_prompt(self, prompt: Prompt) -> Sequence[int]:
+        """Return the ids of a plain text, bos before it where the model wants one; ids as they are."""
         return self.tokenizer.add_bos(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else list(prompt)
+
+    # ------------------------------------------------------------------ prompts in files
+
+    def save_prompt_cache(self, path: str | os.PathLike[str], prompt: Prompt) -> int:
+        """Keep what was computed of `prompt` in a file, for `load_prompt_cache`, and return how many tokens it holds.
+
+        Whole blocks of 32 tokens are kept, as far as they are still in memory. The file holds the prompt itself as ids.
+
+        Args:
+            path: written whole, or left as it was.
+            prompt: plain text or ids that a reply was made for.
+
+        Raises:
+            EngineError: nothing of the prompt is in memory.
+            CheckpointError: the file cannot be written.
+        """
+        from minicpm.engine.prompt_cache import write_prompt_cache
+
+        ids, prefixes = self.encode_prompt(prompt), self.engine.prefixes
+        blocks = prefixes.read(ids)
+        if not len(blocks):
+            raise EngineError(
+                f"nothing of this prompt of {len(ids)} tokens is in memory; whole blocks of {prefixes.block_tokens} "
+                "tokens are kept, after a reply was made for them"
+            )
+        num_tokens = len(blocks) * prefixes.block_tokens
+        kept = np.array(ids[:num_tokens], np.int32)
+        write_prompt_cache(path, kept, blocks, model=self._identity(), layout=prefixes.layout)
+        return num_tokens
+
+    def load_prompt_cache(self, path: str | os.PathLike[str]) -> list[int]:
+        """Take in what `save_prompt_cache` kept, as far as there is room, and return the tokens that are in memory now.
+
+        Prompts that begin with these tokens are then computed from there on.
+
+        Raises:
+            FormatError: the file is something else.
+            CheckpointError: it is damaged, or of another model or KV cache type.
+        """
+        from minicpm.engine.prompt_cache import read_prompt_cache
+
+        prefixes = self.engine.prefixes
+        ids, blocks = read_prompt_cache(
+            path,
+            model=self._identity(),
+            layout=prefixes.layout,
+            block_tokens=prefixes.block_tokens,
+            block_bytes=prefixes.block_bytes,
+            vocab_size=self.config.vocab_size,
+        )
+        known: list[int] = ids.tolist()
+        return known[: prefixes.write(known, blocks)]
+
+    def _identity(self) -> str:
+        if self._fingerprint is None:
+            raise EngineError("this model was not opened from a file, so that no file of a prompt can be bound to it")
+        return self._fingerprint()
 
     # ------------------------------------------------------------------ the end
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
+from minicpm.architecture import ModelConfig
 from minicpm.engine.decoder import Decoder, default_cache_type
 from minicpm.engine.engine import Engine
 from minicpm.engine.language_model import LanguageModel
@@ -17,6 +18,7 @@ from minicpm.engine.scheduler import Limits
 from minicpm.engine.sizing import check_weights, free_memory, plan_cache
 from minicpm.errors import CheckpointError, EngineError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.weight import Weight
 from minicpm.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -84,7 +86,13 @@ def open_language_model(
         limits=Limits(max_parallel=max_parallel, max_output_rows=max_output_rows),
         tokenizer=tokenizer,
     )
-    return LanguageModel(engine, tokenizer, dtypes=decoder.dtypes)
+    return LanguageModel(engine, tokenizer, dtypes=decoder.dtypes, fingerprint=lambda: _fingerprint(config, weights))
+
+
+def _fingerprint(config: ModelConfig, weights: Mapping[str, Weight]) -> str:
+    from minicpm.engine.prompt_cache import fingerprint_model
+
+    return fingerprint_model(config, weights)
 
 
 def _fitting(tokenizer: Tokenizer, vocab_size: int, path: str | os.PathLike[str]) -> Tokenizer:

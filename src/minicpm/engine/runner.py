@@ -144,6 +144,11 @@ class TextStream(Iterator[str]):
         return describe(self._sequence)
 
     @property
+    def token_ids(self) -> list[int]:
+        """The ids of the prompt and of the reply so far."""
+        return list(self._sequence.token_ids)
+
+    @property
     def history(self) -> list[dict[str, str]]:
         """The conversation with the reply so far as its last message; a new list each time."""
         return [*(dict(message) for message in self._messages), {"role": "assistant", "content": self._sequence.text}]

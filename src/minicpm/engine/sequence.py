@@ -215,3 +215,28 @@ class Sequence:
         pool.release(self.blocks)
         self.blocks.clear()
         self.num_computed = self.num_published = self.num_tabled = 0
+
+
+def count_new_tokens(request: Request, context_length: int, vocab_size: int) -> int:
+    """Return how many new tokens `request` may have in a context of `context_length` and a vocabulary of `vocab_size`.
+
+    Raises:
+        EngineError: it does not fit them.
+    """
+    num_prompt = len(request.prompt)
+    wants_reply = request.pooling is None and request.max_new_tokens != 0
+    if num_prompt + wants_reply > context_length:
+        room = " and leaves no room for a reply" if num_prompt == context_length else ""
+        raise EngineError(
+            f"the prompt has {num_prompt} tokens{room}; the context holds {context_length}: shorten the prompt, or "
+            "load the model with a longer context_length"
+        )
+    ids = np.asarray(request.prompt)
+    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab_size:
+        raise EngineError(f"the prompt has ids outside the vocabulary of {vocab_size} tokens")
+    if any(token_id >= vocab_size for token_id in request.sampler.logit_bias):
+        raise EngineError(f"logit_bias names an id outside the vocabulary of {vocab_size} tokens")
+    if not wants_reply:
+        return 0
+    room_tokens = context_length - num_prompt
+    return room_tokens if request.max_new_tokens is None else min(request.max_new_tokens, room_tokens)
