@@ -1,8 +1,9 @@
 """Run configuration: frozen dataclasses <- TOML file <- `section.field=value` overrides, in that order.
 
 A field is declared once, in its dataclass. A name that no dataclass declares is an error with the nearest name in
-the message. Fields are scalars, `Path`, tuples, optional values, or other such dataclasses (also tuples of them,
-written `[[section]]` in TOML). What this leaves out: it knows no particular configuration.
+the message, and the line of the file or the override where it stands. Fields are scalars, `Path`, tuples, optional
+values, or other such dataclasses (also tuples of them, written `[[section]]` in TOML). What this leaves out: it knows
+no particular configuration.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -21,6 +23,10 @@ from minicpm.errors import ConfigError
 
 T = TypeVar("T")
 
+_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.-]+)\s*\]")
+_KEY = re.compile(r"\s*([\w.-]+)\s*=")
+_FIELD = re.compile(r"[\w-]+(?:\[\d+\])?(?:\.[\w-]+(?:\[\d+\])?)*")
+
 
 def load(cls: type[T], path: Path | None = None, overrides: Iterable[str] = ()) -> T:
     """Return `cls` built from its defaults, then the TOML file at `path`, then `overrides`.
@@ -31,13 +37,13 @@ def load(cls: type[T], path: Path | None = None, overrides: Iterable[str] = ()) 
         overrides: strings like "train.lr=3e-4"; the value is read as TOML, else taken as a string.
 
     Raises:
-        ConfigError: naming the file or override, the dotted field, and what was expected.
+        ConfigError: naming the file and line or the override, the dotted field, and what was expected.
     """
     data: dict[str, Any] = {}
-    where = ""
+    places: dict[str, str] = {}
     if path is not None:
-        where = f"{path}: "
         data = read_toml(path)
+        places = {field: f"{path}:{number}" for field, number in field_lines(path.read_text(encoding="utf-8")).items()}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -49,10 +55,53 @@ def load(cls: type[T], path: Path | None = None, overrides: Iterable[str] = ()) 
             if not isinstance(node, dict):
                 raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
         node[leaf] = _parse(text)
+        places[key.strip()] = f"override {override!r}"
     try:
         return build(cls, data)
     except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from error
+        where = _place(str(error), places) or path
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
+
+
+def field_lines(text: str) -> dict[str, int]:
+    """Return the line, from 1, of every section and field of a TOML text by its name, such as `stage[0].mix[1].path`.
+
+    It is for messages: fields of inline tables are left out.
+    """
+    lines: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            *parents, last = header[2].split(".")
+            section = "".join(_numbered(parents, counts)) + last
+            if header[1] == "[[":
+                counts[section] = counts.get(section, 0) + 1
+                section = f"{section}[{counts[section] - 1}]"
+            lines.setdefault(section, number)
+        elif key := _KEY.match(line):
+            lines.setdefault(f"{section}.{key[1]}" if section else key[1], number)
+    return lines
+
+
+def _numbered(parents: list[str], counts: dict[str, int]) -> Iterable[str]:
+    # A section below `[[stage]]` belongs to the last one so far.
+    dotted = ""
+    for parent in parents:
+        dotted += parent
+        number = f"[{counts[dotted] - 1}]" if dotted in counts else ""
+        dotted += f"{number}."
+        yield f"{parent}{number}."
+
+
+def _place(message: str, places: dict[str, str]) -> str | None:
+    """Return where the first field that a message names stands; a field that is missing stands where its section is."""
+    for dotted in _FIELD.findall(message.partition(";")[0]):
+        while dotted:
+            if dotted in places:
+                return places[dotted]
+            dotted = dotted.rpartition(".")[0]
+    return None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

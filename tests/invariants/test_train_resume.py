@@ -102,11 +102,11 @@ def test_going_on_refuses_what_would_not_be_the_same_run(home: Path, straight: d
     with pytest.raises(CheckpointError, match=r"complete: step 20 of 20; raise schedule.total_steps, or branch"):
         start(load(home), run, wants_resume=True)
     for override, reason in (
-        ("optimizer.beta1=0.8", r"optimizer.beta1 is 0.8, and the checkpoint was made with 0.9"),
-        ("model.scale_emb=10", r"model.scale_emb is 10.0"),
-        ("loop.seed=7", r"loop.seed is 7"),
+        ("optimizer.beta1=0.8", r"straight/step_000020 was made with optimizer.beta1 = 0.9, and now it is 0.8"),
+        ("model.scale_emb=10", r"model.scale_emb = 12.0, and now it is 10.0"),
+        ("loop.seed=7", r"loop.seed = 1234, and now it is 7"),
         ("batch.sequences=[8]", r"batch.sequences"),
-        ("schedule.total_steps=40", r"step 16 was made in stage decay with lr"),
+        ("schedule.total_steps=40", r"step_000020: step 16 was made in stage decay with lr"),
     ):
         with pytest.raises(CheckpointError, match=reason):
             start(load(home, override), run, wants_resume=True)

@@ -91,3 +91,27 @@ def test_mistakes_name_the_field(tmp_path: Path, text: str, overrides: list[str]
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*: No such file"):
         config.load(Run, tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "place"),
+    [
+        ("name = 'a'\n\n[train]\nlr = 1\nstep = 1\n", [], r"run.toml:5: unknown field train.step; did you"),
+        ("[train]\nlr = 1.0\nsteps = 0\n", [], "run.toml:3: train.steps must be at least 1, got 0"),
+        ("[train]\nlr = 1.0\n", ["train.steps=0"], "override 'train.steps=0': train.steps must be at least 1"),
+        ("[train]\nlr = 1.0\nsteps = 5\n", ["train.steps=0"], "override 'train.steps=0': train.steps must be"),
+        ("[[mix]]\nname = 'a'\n\n[[mix]]\nweight = 1\n", [], r"run.toml:4: mix\[1\]: .*'name'"),
+        ("[[mix]]\nname = 'a'\n[[mix]]\nname = 1\n", [], r"run.toml:4: mix\[1\].name must be str, got 1"),
+    ],
+)
+def test_mistakes_say_the_line(tmp_path: Path, text: str, overrides: list[str], place: str) -> None:
+    with pytest.raises(ConfigError, match=place):
+        config.load(Run, write(tmp_path, text), overrides)
+
+
+def test_fields_of_nested_sections_have_lines() -> None:
+    text = "a = 1\n[b]\nc.d = 2\n[[e]]\nf = 3\n[[e.g]]\nh = 4\n[[e]]\n[[e.g]]\n[[e.g]]\nh = 5\n[e.i]\nj=6\n"
+    assert config.field_lines(text) == {
+        "a": 1, "b": 2, "b.c.d": 3, "e[0]": 4, "e[0].f": 5, "e[0].g[0]": 6, "e[0].g[0].h": 7, "e[1]": 8,
+        "e[1].g[0]": 9, "e[1].g[1]": 10, "e[1].g[1].h": 11, "e[1].i": 12, "e[1].i.j": 13,
+    }  # fmt: skip

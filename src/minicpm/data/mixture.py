@@ -107,12 +107,11 @@ def stage_mixture(stages: Sequence[StageMixture], name: str) -> StageMixture:
     if len(set(names)) < len(names):
         raise ConfigError(f"two stages have the name {max(names, key=names.count)!r}; names must be unique")
     order = ("warmup", "stable", "decay", "tail")
-    wrong = next((n for n in names if n not in order), None)
+    wrong = next((i for i, n in enumerate(names) if n not in order), None)
     if wrong is not None:
-        near = difflib.get_close_matches(wrong, order, n=1)
-        raise ConfigError(
-            f"unknown stage {wrong!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(order)}")
-        )
+        near = difflib.get_close_matches(names[wrong], order, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(order)}"
+        raise ConfigError(f"stage[{wrong}].name: unknown stage {names[wrong]!r}; {hint}")
     by_name = {stage.name: stage for stage in stages}
     for candidate in reversed(order[: order.index(name) + 1]):
         if candidate in by_name:

@@ -34,18 +34,20 @@ def sources_of(stages: Sequence[StageMixture]) -> dict[str, Mix]:
         ConfigError: a name has no path in any stage (with the nearest name that has one), or two different ones.
     """
     found: dict[str, Mix] = {}
-    mixes = [mix for stage in stages for mix in stage.mix]
-    for mix in mixes:
+    mixes = {f"stage[{i}].mix[{j}]": mix for i, stage in enumerate(stages) for j, mix in enumerate(stage.mix)}
+    for where, mix in mixes.items():
         if not mix.path:
             continue
         first = found.setdefault(mix.name, mix)
         if (first.path, first.field, first.kind) != (mix.path, mix.field, mix.kind):
-            raise ConfigError(f"mixture name {mix.name!r} stands for {first.path} and for {mix.path}; use two names")
-    for mix in mixes:
+            raise ConfigError(
+                f"{where}: mixture name {mix.name!r} stands for {first.path} and for {mix.path}; use two names"
+            )
+    for where, mix in mixes.items():
         if mix.name not in found:
             near = difflib.get_close_matches(mix.name, found, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(found) or 'none'}"
-            raise ConfigError(f"mixture name {mix.name!r} is unknown: no stage gives it a path; {hint}")
+            raise ConfigError(f"{where}: mixture name {mix.name!r} is unknown: no stage gives it a path; {hint}")
     return found
 
 

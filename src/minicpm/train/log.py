@@ -5,6 +5,7 @@ What this leaves out: pictures (`plot`) and what is measured on held-out text (`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -13,13 +14,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from minicpm.errors import ConfigError
+from minicpm.errors import CheckpointError, ConfigError
+from minicpm.formats.atomic_file import atomic_file
 from minicpm.train.loop import StepRecord
 from minicpm.train.schedule import ScheduleConfig, stage_line
 from minicpm.train.state import TrainState
@@ -147,20 +149,45 @@ class ProgressLine:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a record; a resumed run goes on where its checkpoint stands."""
+    """`metrics.jsonl`: one object a record; a resumed run goes on where its checkpoint stands.
 
-    def __init__(self, run: Path, last_step: int) -> None:
-        """Open the file and drop what was recorded after `last_step`, which will be made again."""
-        self.path = run / METRICS
-        kept = [row for row in read_metrics(run) if row["step"] <= last_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(self.path)
+    What a full disk does not take waits in memory, and is written with the first record that it takes again.
+    """
+
+    def __init__(self, run: Path, last_step: int, say: Callable[[str], None]) -> None:
+        """Drop what was recorded after `last_step`, which will be made again; `say` warns of a disk that is full."""
+        self.path, self.say = run / METRICS, say
+        kept = "".join(json.dumps(row) + "\n" for row in read_metrics(run) if row["step"] <= last_step).encode()
+        with atomic_file(self.path) as file:
+            file.write(kept)
+        self._size, self._waiting = len(kept), b""
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one object; it has a `step`."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        was_waiting = bool(self._waiting)
+        self._waiting += json.dumps(row).encode() + b"\n"
+        try:
+            with self.path.open("r+b") as file:
+                # A write that broke off left a part behind.
+                file.truncate(self._size)
+                file.seek(self._size)
+                file.write(self._waiting)
+        except OSError as error:
+            if not was_waiting:
+                self.say(f"WARNING: {self.path} cannot be written: {error.strerror or error}. Training goes on.")
+            return
+        self._size, self._waiting = self._size + len(self._waiting), b""
+        if was_waiting:
+            self.say(f"{self.path} is written again, nothing is missing")
+
+
+@contextlib.contextmanager
+def unwritten_is_said(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Turn a disk that refuses something which the run can do without into a warning."""
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        say(f"WARNING: {what} was NOT written: {error}. Training goes on.")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from minicpm.formats.atomic_file import atomic_file
 from minicpm.train.log import read_metrics
 from minicpm.train.schedule import ScheduleConfig, stage_bounds
 
@@ -17,7 +18,11 @@ _COLOURS = {"warmup": "#fff3c4", "stable": "#e3f0fb", "decay": "#dff5e1", "tail"
 
 
 def plot_loss(run: Path, schedule: ScheduleConfig) -> Path | None:
-    """Write the picture and return its path; None where matplotlib is missing or nothing was recorded."""
+    """Write the picture and return its path; None where matplotlib is missing or nothing was recorded.
+
+    Raises:
+        CheckpointError: the disk does not take it.
+    """
     rows = read_metrics(run)
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     if not losses or importlib.util.find_spec("matplotlib") is None:
@@ -42,7 +47,8 @@ def plot_loss(run: Path, schedule: ScheduleConfig) -> Path | None:
     rates.plot(*zip(*((r["step"], r["lr"]) for r in rows if "lr" in r), strict=True), color="#bbbbbb", lw=1, ls="--")
     rates.set_ylabel("learning rate (dashed)")
     axes.legend(loc="upper right", fontsize=8)
-    figure.savefig(run / PICTURE, dpi=120)
+    with atomic_file(run / PICTURE) as file:
+        figure.savefig(file, format="png", dpi=120)
     return run / PICTURE
 
 

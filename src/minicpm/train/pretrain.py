@@ -17,6 +17,7 @@ import torch
 from minicpm.data.batches import Batch
 from minicpm.data.opening import check_identity
 from minicpm.errors import CheckpointError, ConfigError
+from minicpm.formats.atomic_file import atomic_file
 from minicpm.model.minicpm import MiniCPM
 from minicpm.train import checkpoint, fused
 from minicpm.train.corpus import Corpus, StepBatches, open_corpus
@@ -24,7 +25,14 @@ from minicpm.train.failure import write_failure
 from minicpm.train.flops import measure_peak
 from minicpm.train.heldout import HeldoutText
 from minicpm.train.interruption import Interruption
-from minicpm.train.log import MetricsFile, ProgressLine, open_tensorboard, record_row, resident_bytes
+from minicpm.train.log import (
+    MetricsFile,
+    ProgressLine,
+    open_tensorboard,
+    record_row,
+    resident_bytes,
+    unwritten_is_said,
+)
 from minicpm.train.loop import Hook, LoopEnd, StepRecord, train
 from minicpm.train.losses import linear_cross_entropy, sum_by_source
 from minicpm.train.plan import Plan, available_bytes, make_plan
@@ -191,7 +199,8 @@ def pretrain(ready: Ready, say: Callable[[str], None], hooks: Sequence[Hook] = (
     finally:
         progress.close()
         batches.close()
-        plot_loss(run, config.schedule)
+        with unwritten_is_said("the picture of the loss", progress.note):
+            plot_loss(run, config.schedule)
     saver.check_last(end.step)
     return end, interruption.exit_code
 
@@ -235,14 +244,14 @@ def run_facts(ready: Ready) -> dict[str, Any]:
 
 def write_run_file(ready: Ready) -> None:
     """Write `run.json`: the resolved configuration, for people and for tools that read a run without a checkpoint."""
-    path = ready.run / "run.json"
-    path.write_text(json.dumps(run_facts(ready), indent=2) + "\n", encoding="utf-8")
+    with atomic_file(ready.run / "run.json") as file:
+        file.write(json.dumps(run_facts(ready), indent=2).encode() + b"\n")
 
 
 def _own_hooks(ready: Ready, progress: ProgressLine, saver: Saver, loss: Any) -> list[Hook]:
     config, run = ready.config, ready.run
     loop = config.loop
-    metrics = MetricsFile(run, ready.start.step)
+    metrics = MetricsFile(run, ready.start.step, progress.note)
     events = open_tensorboard(run) if loop.uses_tensorboard else None
     heldout: HeldoutText | None = None
     if loop.eval_every and ready.corpus.heldout:
@@ -251,7 +260,8 @@ def _own_hooks(ready: Ready, progress: ProgressLine, saver: Saver, loss: Any) ->
     def write(row: dict[str, Any]) -> None:
         metrics.add(row)
         if events is not None:
-            events(row)
+            with unwritten_is_said("an event for TensorBoard", progress.note):
+                events(row)
 
     def record_step(state: TrainState, record: StepRecord) -> None:
         progress.show(state, record)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minicpm.architecture import ModelConfig
 from minicpm.data.mixture import Mix, Span, StageMixture, stage_mixture
+from minicpm.data.opening import sources_of
 from minicpm.errors import ConfigError
 from minicpm.train.optim import OptimizerConfig
 from minicpm.train.schedule import ScheduleConfig, stage_bounds
@@ -96,8 +97,9 @@ class PretrainConfig:
                 f"batch.sequence_length {self.batch.sequence_length} exceeds model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        # A wrong stage is said now, not after the text has been read.
+        # A wrong stage or source is said now, not after the text has been read.
         self.spans()
+        sources_of(self.stages)
 
     @property
     def stages(self) -> tuple[StageMixture, ...]:

@@ -68,7 +68,7 @@ def find_start(run: Path, config: PretrainConfig, wants_resume: bool, say: Calla
         say(f"{run} has no checkpoint yet; the run begins")
         return Start()
     before = recorded_config(manifest)
-    check_continues(before, adopt(config, before), manifest.step)
+    check_continues(before, adopt(config, before), folder, manifest.step)
     total = config.schedule.total_steps
     if manifest.step >= total:
         raise CheckpointError(
@@ -100,8 +100,8 @@ def adopt(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, loop=loop, batch=batch)
 
 
-def check_continues(before: PretrainConfig, now: PretrainConfig, step: int) -> None:
-    """Return if a run made with `before` up to `step` can go on with `now`.
+def check_continues(before: PretrainConfig, now: PretrainConfig, folder: Path, step: int) -> None:
+    """Return if the checkpoint in `folder`, made with `before` up to `step`, can go on with `now`.
 
     Raises:
         CheckpointError: naming the field that differs, or the step whose rate or stage would have been another.
@@ -113,19 +113,22 @@ def check_continues(before: PretrainConfig, now: PretrainConfig, step: int) -> N
         for field in old:
             if old[field] != new[field] and field not in _FREE_FIELDS.get(section.name, ()):
                 raise CheckpointError(
-                    f"{section.name}.{field} is {new[field]!r}, and the checkpoint was made with {old[field]!r}; "
-                    "set it back, or begin another run"
+                    f"{folder} was made with {section.name}.{field} = {old[field]!r}, and now it is {new[field]!r}; "
+                    "set it back, or begin another run with --out"
                 )
     for past in range(1, step + 1):
         was, would = ((schedules.lr(c.schedule, past), schedules.stage(c.schedule, past)) for c in (before, now))
         if was != would:
             raise CheckpointError(
-                f"step {past} was made in stage {was[1]} with lr {was[0]:.6g}, the schedule now says {would[1]} with "
-                f"{would[0]:.6g}; a run can be lengthened only before its decay; see `minicpm decay RUN@STEP`"
+                f"{folder}: step {past} was made in stage {was[1]} with lr {was[0]:.6g}, the schedule now says "
+                f"{would[1]} with {would[0]:.6g}; a run can be lengthened only before its decay; see "
+                "`minicpm decay RUN@STEP`"
             )
     firsts = [[span for span in c.spans() if span.first_row <= c.batch.sequences_before(step)] for c in (before, now)]
     if firsts[0] != firsts[1]:
-        raise CheckpointError(f"the mixture of the steps up to {step} is another one now; begin another run")
+        raise CheckpointError(
+            f"{folder}: the mixture of the steps up to {step} is another one now; begin another run with --out"
+        )
 
 
 def _plain(value: Any) -> dict[str, Any]:

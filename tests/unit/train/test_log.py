@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from minicpm.train.log import (
     read_metrics,
     record_row,
     resident_bytes,
+    unwritten_is_said,
 )
 from minicpm.train.loop import StepRecord
 from minicpm.train.optim import OptimizerConfig
@@ -85,12 +87,12 @@ def test_durations() -> None:
 
 
 def test_metrics_go_on_where_the_checkpoint_stands(tmp_path: Path) -> None:
-    first = MetricsFile(tmp_path, 0)
+    first = MetricsFile(tmp_path, 0, print)
     for step in range(1, 6):
         first.add(record_row(record(step), 5))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
-    MetricsFile(tmp_path, 3).add(record_row(record(4, loss=9.0), 5))
+    MetricsFile(tmp_path, 3, print).add(record_row(record(4, loss=9.0), 5))
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[3]["loss"] == 9.0
@@ -99,13 +101,40 @@ def test_metrics_go_on_where_the_checkpoint_stands(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["memory_bytes"] == 5
 
 
+def test_a_full_disk_loses_no_record(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    said: list[str] = []
+    metrics = MetricsFile(tmp_path, 0, said.append)
+    try:
+        for step in range(1, 8):
+            # Room for one record and a half, then for all.
+            size = len(json.dumps(record_row(record(1), 5))) * 3 // 2 if step < 5 else before[0]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            metrics.add(record_row(record(step), 5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert len(said) == 2
+    assert "metrics.jsonl cannot be written: File too large. Training goes on." in said[0]
+    assert "is written again, nothing is missing" in said[1]
+
+
+def test_what_a_run_can_do_without_is_warned_of(tmp_path: Path) -> None:
+    said: list[str] = []
+    with unwritten_is_said("the picture", said.append):
+        (tmp_path / "absent" / "loss.png").write_text("")
+    assert said[0].startswith("WARNING: the picture was NOT written: ")
+    with pytest.raises(ValueError, match="ours"), unwritten_is_said("the picture", said.append):
+        raise ValueError("ours")
+
+
 def test_memory_is_plausible() -> None:
     assert 50 << 20 < resident_bytes(torch.device("cpu")) <= peak_bytes() * 1.01
 
 
 def test_picture_of_the_loss(tmp_path: Path) -> None:
     assert plot_loss(tmp_path, SCHEDULE) is None
-    metrics = MetricsFile(tmp_path, 0)
+    metrics = MetricsFile(tmp_path, 0, print)
     for step in range(1, 101):
         metrics.add(record_row(record(step, loss=4 - step / 50), 5))
     metrics.add({"step": 50, "heldout_loss": 3.3})
