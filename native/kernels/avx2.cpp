@@ -12,6 +12,7 @@ namespace {
 struct Avx2 {
     static constexpr int kLanes = 8;
     static constexpr bool kIntegers = true;
+    static constexpr bool kSideBySide = false;
     static constexpr Form kCodes8Form = Form::kWords;
     static constexpr int kRows = 4;
     static constexpr int kQueries = 4;

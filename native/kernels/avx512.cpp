@@ -12,6 +12,7 @@ namespace {
 struct Avx512 {
     static constexpr int kLanes = 16;
     static constexpr bool kIntegers = true;
+    static constexpr bool kSideBySide = true;
     static constexpr Form kCodes8Form = Form::kHalves;
     static constexpr int kRows = 8;
     static constexpr int kQueries = 8;
@@ -71,52 +72,25 @@ struct Avx512 {
     MINICPM_INLINE static float largest(F x) { return _mm512_reduce_max_ps(x); }
 
     MINICPM_INLINE static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+    MINICPM_INLINE static I integer_zero() { return _mm512_setzero_si512(); }
     MINICPM_INLINE static I broadcast4(const void* p) {
         int32_t bits;
         memcpy(&bits, p, sizeof bits);
         return _mm512_set1_epi32(bits);
     }
 
-    struct Codes4 {
-        I inputs[8];  // 4 inputs of 16 rows each
-    };
-    using Codes8 = Codes4;
-    MINICPM_INLINE static Codes4 load4(const uint8_t* codes) {
-        Codes4 out;
-        const I low = _mm512_set1_epi8(15);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-            const I pair = _mm512_load_si512(codes + 64 * i);
-            out.inputs[2 * i] = _mm512_and_si512(pair, low);
-            out.inputs[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
-        }
-        return out;
+    // Inputs 4i .. 4i + 3 of 16 rows, as unsigned bytes.
+    MINICPM_INLINE static I codes4(const uint8_t* codes, int i) {
+        const I pair = _mm512_load_si512(codes + i / 2 * 64);
+        return _mm512_and_si512(i % 2 ? _mm512_srli_epi16(pair, 4) : pair, _mm512_set1_epi8(15));
     }
-    MINICPM_INLINE static Codes8 load8(const uint8_t* codes) {
-        Codes8 out;
-        const I bias = _mm512_set1_epi8(-128);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) out.inputs[i] = _mm512_xor_si512(_mm512_load_si512(codes + 64 * i), bias);
-        return out;
+    MINICPM_INLINE static I codes8(const uint8_t* codes, int i) {
+        return _mm512_xor_si512(_mm512_load_si512(codes + i * 64), _mm512_set1_epi8(-128));
     }
-    template <int kBegin, int kEnd>
-    MINICPM_INLINE static I dot(const Codes4& codes, const uint8_t* x, I low) {
-        I high = _mm512_setzero_si512();
-#pragma GCC unroll 8
-        for (int i = kBegin; i < kEnd; ++i) {
-            high = _mm512_dpbusd_epi32(high, codes.inputs[i], broadcast4(x + 4 * i));
-            low = _mm512_dpbusd_epi32(low, codes.inputs[i], broadcast4(x + 32 + 4 * i));
-        }
-        return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+    MINICPM_INLINE static I dot(I sum, I codes, const uint8_t* x) {
+        return _mm512_dpbusd_epi32(sum, codes, broadcast4(x));
     }
-    template <bool kHasOffset>
-    MINICPM_INLINE static I dot4(const Codes4& codes, const uint8_t* x, const int32_t* offset) {
-        return dot<0, 8>(codes, x, kHasOffset ? broadcast4(offset) : _mm512_setzero_si512());
-    }
-    template <int kBegin, int kEnd>
-    MINICPM_INLINE static I dot8(const Codes8& codes, const uint8_t* x, const int32_t* offset) {
-        return dot<kBegin, kEnd>(codes, x, broadcast4(offset));
-    }
+    MINICPM_INLINE static I joined(I high, I low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
 };
 
 #include "kernels/body.h"

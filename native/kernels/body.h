@@ -3,7 +3,8 @@
 // A file kernels/NAME.cpp defines `V` and includes this inside an anonymous namespace, so that no function compiled for
 // one instruction set can be linked into another. For the same reason nothing here may call an inline function of the
 // standard library. `V` offers: kLanes (W), F (W floats), the functions used below, kRows (activation rows that share
-// the registers of one tile) and kIntegers; with kIntegers also I (W int32), Codes4, Codes8 and their dot products.
+// the registers of one tile) and kIntegers. With kIntegers also I (W int32) and either Codes4, Codes8 and their dot
+// products or, with kSideBySide (a whole tile a vector, 32 registers), `codes4`, `codes8`, `dot` and `joined`.
 
 template <class V>
 struct Body {
@@ -195,6 +196,60 @@ struct Body {
         }
     }
 
+    // Adds the products with inputs 4 kBegin .. 4 kEnd of a group. The integer sums of all rows grow side by side: so
+    // many that none waits for its own last addition, and each code is in a register only while it is used.
+    template <Packing P, int M, int kBegin, int kEnd>
+    MINICPM_INLINE static void add_products(const uint8_t* codes, const uint8_t* const* rows, size_t group,
+                                            size_t meta_offset, F factor, F* sums) {
+        typename V::I high[M], low[M];
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+            const auto& meta = reinterpret_cast<const GroupMeta*>(rows[m] + meta_offset)[group];
+            high[m] = low[m] = V::integer_zero();
+            if constexpr (P == Packing::kU4Scale) low[m] = V::broadcast4(&meta.offset4);
+            if constexpr (!is_four_bit(P)) {
+                low[m] = V::broadcast4(P == Packing::kS8Super16 ? &meta.offset16[kBegin ? 1 : 0] : &meta.offset);
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = kBegin; i < kEnd; ++i) {
+            const auto four = is_four_bit(P) ? V::codes4(codes, i) : V::codes8(codes, i);
+#pragma GCC unroll 16
+            for (int m = 0; m < M; ++m) {
+                const uint8_t* x = rows[m] + group * 64 + 4 * i;
+                high[m] = V::dot(high[m], four, x);
+                low[m] = V::dot(low[m], four, x + 32);
+            }
+        }
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+            const auto& meta = reinterpret_cast<const GroupMeta*>(rows[m] + meta_offset)[group];
+            const F dot = V::to_float(V::joined(high[m], low[m]));
+            sums[m] = V::fma(V::mul(dot, V::broadcast(&meta.scale)), factor, sums[m]);
+        }
+    }
+
+    // What multiply_group does, for a `V` with so many registers.
+    template <Packing P, int M>
+    MINICPM_INLINE static void multiply_side_by_side(const uint8_t* block, int g, const uint8_t* codes,
+                                                     const uint8_t* const* rows, size_t group, size_t meta_offset,
+                                                     F* sums) {
+        const Scale s = scales<P>(block, g, 0, 0);
+        if constexpr (P == Packing::kS8Super16) {
+            add_products<P, M, 0, 4>(codes, rows, group, meta_offset, s.factor, sums);
+            add_products<P, M, 4, 8>(codes, rows, group, meta_offset, scales<P>(block, g, 1, 0).factor, sums);
+        } else {
+            add_products<P, M, 0, 8>(codes, rows, group, meta_offset, s.factor, sums);
+        }
+        if constexpr (has_min(P)) {
+#pragma GCC unroll 16
+            for (int m = 0; m < M; ++m) {
+                const auto& meta = reinterpret_cast<const GroupMeta*>(rows[m] + meta_offset)[group];
+                sums[m] = V::fma(V::broadcast(&meta.sum), s.min, sums[m]);
+            }
+        }
+    }
+
     template <Packing P, int M>
     MINICPM_INLINE static void integer_tile(const uint8_t* tile, int num_blocks, int lane, const uint8_t* const* rows,
                                             F* sums) {
@@ -209,7 +264,9 @@ struct Body {
 #pragma GCC unroll 2
             for (int g = 0; g < 2; ++g) {
                 const uint8_t* codes = block + block_header_bytes(P) + g * kCodes;
-                if constexpr (is_four_bit(P)) {
+                if constexpr (V::kSideBySide) {
+                    multiply_side_by_side<P, M>(block, g, codes, rows, 2 * b + g, meta_offset, sums);
+                } else if constexpr (is_four_bit(P)) {
                     multiply_group<P, M>(block, g, lane, V::load4(codes + lane * 4), rows, 2 * b + g, meta_offset,
                                          sums);
                 } else {

@@ -7,6 +7,7 @@
 struct Neon {
     static constexpr int kLanes = 8;
     static constexpr bool kIntegers = true;
+    static constexpr bool kSideBySide = false;
     static constexpr Form kCodes8Form = Form::kHalves;
     static constexpr int kRows = 4;
     static constexpr int kQueries = 4;
