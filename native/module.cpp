@@ -9,6 +9,7 @@
 
 #include "bandwidth.h"
 #include "decoder.h"
+#include "modules.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -169,6 +170,7 @@ NB_MODULE(_native, m) {
     m.doc() = "Compiled kernels and the decoder graph of minicpm.";
     m.def("features", &features);
     m.def("read_bandwidth", &measure_bandwidth, "num_bytes"_a, "num_threads"_a, "rounds"_a = 3);
+    history::add_to(m);
     nb::class_<Decoder>(m, "Decoder")
         .def(
             "__init__",

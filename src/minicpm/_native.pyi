@@ -1,6 +1,6 @@
 """Types of the compiled part; native/module.cpp defines it."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,29 @@ class Features(TypedDict):
 
 def features() -> Features: ...
 def read_bandwidth(num_bytes: int, num_threads: int, rounds: int = 3) -> float: ...
+
+# Of the history's codec: cells and what comes before are uint16 or uint32, flat; rows uint8 (rows, 3).
+def fit_cells(
+    cells: npt.NDArray[Any], before: npt.NDArray[Any] | None, num_columns: int, base_error: float, coarseness: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int8], npt.NDArray[np.uint16]]: ...
+def encode_cells(
+    cells: npt.NDArray[Any],
+    before: npt.NDArray[Any] | None,
+    rows: npt.NDArray[np.uint8],
+    columns: npt.NDArray[np.int8],
+    within: npt.NDArray[np.uint16],
+    base: npt.NDArray[Any],
+) -> tuple[bytes, bytes]: ...
+def decode_cells(
+    base_layer: bytes,
+    refinement: bytes | None,
+    before: npt.NDArray[Any] | None,
+    rows: npt.NDArray[np.uint8],
+    columns: npt.NDArray[np.int8],
+    within: npt.NDArray[np.uint16],
+    base: npt.NDArray[Any],
+    exact: npt.NDArray[Any] | None,
+) -> None: ...
 
 class Decoder:
     """The decoder graph; every array is C-contiguous. Raises ValueError for what `step` cannot run."""

@@ -5,14 +5,13 @@ every bit and needs only the base layer of its own checkpoint. So a chain of che
 an exact reader fetches one refinement, that of the checkpoint which it wants.
 
 Both layers are lists of chunks of about 1 MiB of values, whole rows of the first axis, that decode alone. Functions
-here hold no state and give up the interpreter lock: call them from as many threads as there are tensors.
+here hold no state and give up the interpreter lock: call them from as many threads as there are tensors. The method is
+described in native/history/codec.h and docs/history.md.
 What this leaves out: where bytes lie, hashes of tensors, and how long a chain grows (`store`).
 """
 
 from __future__ import annotations
 
-import json
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +20,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minicpm import _native
 from minicpm.errors import CheckpointError
+from minicpm.history.frame import Chunk, Header, Layout, inflate
 
 Cells = npt.NDArray[Any]
 
-_VERSION = 0
-_CHUNK_BYTES = 1 << 20
-# What the base layer drops of a value.
-_MASKS = {"uint16": 0x000F, "float32": 0x0007FFFF}
 _BITS = {"uint16": np.uint16, "float32": np.uint32}
+# The widest step as a share of what the checkpoint before leaves unexplained. A wider one makes the base layer smaller,
+# and the two layers together larger: within a bin the refinement takes all values for equally likely.
+_COARSENESS = 1.0
+_ROW_BYTES = 3
+# A symbol's probability is at most 1 - 2^-15, so that so many of them take a byte at least.
+_MOST_CELLS_PER_BYTE = 200_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def chunk_rows(header: bytes) -> list[slice]:
     Raises:
         CheckpointError: not a header of ours, damaged, or of a newer version.
     """
-    return _open(header).rows
+    return Header.from_bytes(header).layout.chunks()
 
 
 def encode(cells: Cells, previous: Reference | None, *, base_error: float = 0.07) -> Encoded:
@@ -73,7 +76,7 @@ def encode(cells: Cells, previous: Reference | None, *, base_error: float = 0.07
     Args:
         cells: bf16 as uint16, or float32; any shape.
         previous: of the checkpoint before; None makes a key frame.
-        base_error: the base layer's root mean square error as a share of the row's standard deviation.
+        base_error: the base layer's root mean square error as a share of the row's standard deviation, at most.
 
     Raises:
         ValueError: another type of cells, or a reference of another shape or type.
@@ -82,18 +85,26 @@ def encode(cells: Cells, previous: Reference | None, *, base_error: float = 0.07
         raise ValueError(f"cells are bf16 as uint16 or float32, got {cells.dtype}")
     if previous is not None and (previous.base.shape, previous.base.dtype) != (cells.shape, cells.dtype):
         raise ValueError(f"a tensor {cells.shape} cannot be coded from one {previous.base.shape}")
-    bits = np.ascontiguousarray(cells).reshape(cells.shape).view(_BITS[cells.dtype.name])
-    low = bits & bits.dtype.type(_MASKS[cells.dtype.name])
-    kept = bits - low
-    before = previous.base.view(bits.dtype) if previous is not None else np.zeros_like(bits)
-    base, refinement, table = [], [], []
-    for rows in _cut(cells.shape, cells.itemsize):
-        base.append(_deflate(_rows(kept, rows) - _rows(before, rows)))
-        refinement.append(_deflate(_rows(low, rows)))
-        table.append([len(base[-1]), zlib.crc32(base[-1]), len(refinement[-1]), zlib.crc32(refinement[-1])])
-    fields = {"version": _VERSION, "dtype": cells.dtype.name, "shape": cells.shape, "chunks": table}
-    reference = Reference(kept.view(cells.dtype))
-    return Encoded(json.dumps(fields).encode(), base, refinement, reference)
+    layout = Layout(cells.dtype.name, cells.shape)
+    flat = _flat(cells)
+    before = _flat(previous.base) if previous is not None else None
+    reference = np.empty_like(flat)
+    base, refinement = [], []
+    if flat.size:
+        rows, columns, within = _native.fit_cells(flat, before, layout.width, base_error, _COARSENESS)
+    else:
+        columns, within = np.zeros(0, np.int8), np.zeros(64, np.uint16)
+    for part in layout.chunks():
+        at = slice(part.start * layout.row_cells, part.stop * layout.row_cells)
+        own = rows[at.start // layout.width : -(-at.stop // layout.width)]
+        old = before[at] if before is not None else None
+        numerals, low = _native.encode_cells(flat[at], old, own, columns, within, reference[at])
+        deflated = zlib.compress(own.T.tobytes(), 9)
+        base.append(len(deflated).to_bytes(4, "little") + deflated + numerals)
+        refinement.append(low)
+    chunks = [Chunk(len(a), zlib.crc32(a), len(b), zlib.crc32(b)) for a, b in zip(base, refinement, strict=True)]
+    header = Header(layout, previous is not None, columns, within, chunks)
+    return Encoded(header.to_bytes(), base, refinement, Reference(reference.view(cells.dtype).reshape(cells.shape)))
 
 
 def decode(
@@ -114,89 +125,67 @@ def decode(
 
     Raises:
         CheckpointError: damaged bytes, a missing chunk, or another reference; it names the chunk.
+        ValueError: rows that are not those of whole chunks.
     """
-    opened = _open(header)
-    first, last = opened.find(rows)
-    for layer, name in ((base, "base"), (refinement, "refinement")):
-        if layer is not None and len(layer) != last - first:
-            raise CheckpointError(f"{len(layer)} {name} chunks were given instead of {last - first}")
-    start = opened.rows[first].start if first < last else 0
-    count = opened.rows[last - 1].stop - start if first < last else 0
-    shape = opened.shape if rows is None else (count, *opened.shape[1:])
-    kept = np.zeros(shape, _BITS[opened.dtype])
-    if previous is not None and (previous.base.shape, previous.base.dtype) != (shape, np.dtype(opened.dtype)):
+    opened = Header.from_bytes(header)
+    layout = opened.layout
+    wanted = opened.find(rows)
+    shape = layout.shape if rows is None else (rows.stop - rows.start, *layout.shape[1:])
+    _check(opened, wanted, base, refinement)
+    if (previous is not None) != opened.has_previous:
+        raise CheckpointError("a key frame takes no reference, and every other frame takes one")
+    if previous is not None and (previous.base.shape, previous.base.dtype.name) != (shape, layout.dtype):
         raise CheckpointError(f"a tensor {shape} cannot be decoded from one {previous.base.shape}")
-    values = kept if refinement is None else np.zeros_like(kept)
-    for index in range(first, last):
-        part = slice(opened.rows[index].start - start, opened.rows[index].stop - start)
-        out = _rows(kept, part)
-        out[...] = _inflate(base[index - first], opened.chunks[index][:2], out, f"chunk {index} of the base layer")
-        if previous is not None:
-            out += _rows(previous.base.view(kept.dtype), part)
+    before = _flat(previous.base) if previous is not None else None
+    kept = np.empty(Layout(layout.dtype, shape).num_cells, _BITS[layout.dtype])
+    exact = np.empty_like(kept) if refinement is not None else None
+    start = rows.start * layout.row_cells if rows is not None else 0
+    parts = layout.chunks()
+    for at, index in enumerate(wanted):
+        span = slice(parts[index].start * layout.row_cells - start, parts[index].stop * layout.row_cells - start)
+        low = refinement[at] if refinement is not None else None
+        try:
+            own, numerals = _split(base[at], -(-(span.stop - span.start) // layout.width))
+            _native.decode_cells(
+                numerals,
+                low,
+                before[span] if before is not None else None,
+                own,
+                opened.columns,
+                opened.within,
+                kept[span],
+                exact[span] if exact is not None else None,
+            )
+        except (ValueError, zlib.error) as error:
+            raise CheckpointError(f"chunk {index} is damaged: {error}") from error
+    values = kept if exact is None else exact
+    return values.view(layout.dtype).reshape(shape), Reference(kept.view(layout.dtype).reshape(shape))
+
+
+def _check(opened: Header, wanted: range, base: Sequence[bytes], refinement: Sequence[bytes] | None) -> None:
+    """Hold what is given to the table of chunks, before anything is made of it."""
+    for layer, name in ((base, "base layer"), (refinement, "refinement")):
+        if layer is not None and len(layer) != len(wanted):
+            raise CheckpointError(f"{len(layer)} chunks of the {name} were given instead of {len(wanted)}")
+    for at, index in enumerate(wanted):
+        chunk = opened.chunks[index]
+        if (len(base[at]), zlib.crc32(base[at])) != (chunk.base_bytes, chunk.base_crc):
+            raise CheckpointError(f"chunk {index} of the base layer is damaged: its size or checksum is another")
         if refinement is not None:
-            where = f"chunk {index} of the refinement"
-            _rows(values, part)[...] = out + _inflate(refinement[index - first], opened.chunks[index][2:], out, where)
-    return values.view(opened.dtype), Reference(kept.view(opened.dtype))
+            low = refinement[at]
+            if (len(low), zlib.crc32(low)) != (chunk.refinement_bytes, chunk.refinement_crc):
+                raise CheckpointError(f"chunk {index} of the refinement is damaged: its size or checksum is another")
+        part = opened.layout.chunks()[index]
+        if (part.stop - part.start) * opened.layout.row_cells > _MOST_CELLS_PER_BYTE * len(base[at]):
+            raise CheckpointError(f"chunk {index} of the base layer is damaged: too short for what it should hold")
 
 
-@dataclass(frozen=True)
-class _Header:
-    dtype: str
-    shape: tuple[int, ...]
-    chunks: list[list[int]]
-    rows: list[slice]
-
-    def find(self, rows: slice | None) -> tuple[int, int]:
-        """Return the first chunk of `rows` and the one after the last."""
-        if rows is None:
-            return 0, len(self.rows)
-        starts, stops = [r.start for r in self.rows], [r.stop for r in self.rows]
-        if rows.start not in starts or rows.stop not in stops:
-            raise CheckpointError(f"rows {rows.start} to {rows.stop} are not whole chunks, which start at {starts}")
-        return starts.index(rows.start), stops.index(rows.stop) + 1
+def _split(chunk: bytes, num_rows: int) -> tuple[npt.NDArray[np.uint8], bytes]:
+    """Return a chunk's rows, uint8 (num_rows, 3), and its numerals."""
+    end = 4 + int.from_bytes(chunk[:4], "little")
+    planes = np.frombuffer(inflate(chunk[4:end], _ROW_BYTES * num_rows), np.uint8)
+    return np.ascontiguousarray(planes.reshape(_ROW_BYTES, num_rows).T), chunk[end:]
 
 
-def _open(header: bytes) -> _Header:
-    try:
-        fields = json.loads(header)
-        if fields["version"] != _VERSION:
-            raise CheckpointError(f"a frame has version {fields['version']}; upgrade minicpm")
-        shape = tuple(map(int, fields["shape"]))
-        rows = list(_cut(shape, np.dtype(fields["dtype"]).itemsize))
-        if len(rows) != len(fields["chunks"]) or fields["dtype"] not in _BITS:
-            raise ValueError("wrong number of chunks")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"a frame's header is damaged ({error})") from error
-    return _Header(fields["dtype"], shape, fields["chunks"], rows)
-
-
-def _cut(shape: tuple[int, ...], itemsize: int) -> list[slice]:
-    num_rows = shape[0] if shape else 1
-    row_bytes = itemsize * math.prod(shape[1:])
-    if num_rows * row_bytes == 0:
-        return []
-    step = max(1, _CHUNK_BYTES // row_bytes)
-    return [slice(i, min(i + step, num_rows)) for i in range(0, num_rows, step)]
-
-
-def _rows(array: Cells, rows: slice) -> Cells:
-    return array[rows] if array.ndim else array.reshape(1)
-
-
-def _deflate(values: Cells) -> bytes:
-    planes = np.ascontiguousarray(values).reshape(-1).view(np.uint8).reshape(-1, values.itemsize).T
-    return zlib.compress(np.ascontiguousarray(planes).tobytes(), 1)
-
-
-def _inflate(data: bytes, check: list[int], like: Cells, where: str) -> Cells:
-    if [len(data), zlib.crc32(data)] != check:
-        raise CheckpointError(f"{where} is damaged: its length or checksum is another")
-    reader = zlib.decompressobj()
-    try:
-        plain = reader.decompress(data, like.nbytes + 1)
-    except zlib.error as error:
-        raise CheckpointError(f"{where} is damaged ({error})") from error
-    if len(plain) != like.nbytes:
-        raise CheckpointError(f"{where} holds {len(plain)} bytes instead of {like.nbytes}")
-    planes = np.frombuffer(plain, np.uint8).reshape(like.itemsize, -1).T
-    return np.ascontiguousarray(planes).view(like.dtype).reshape(like.shape)
+def _flat(cells: Cells) -> Cells:
+    return np.ascontiguousarray(cells).reshape(-1).view(_BITS[cells.dtype.name])
