@@ -7,6 +7,7 @@
     ├── DataError        rows or text that cannot be trained on or scored
     ├── HubError         a model that cannot be found, fetched, or kept in the cache
     ├── EngineError      a request that the inference engine cannot serve
+    ├── EvalError        an evaluation that cannot be run, continued or compared
     └── ServeError       a server setting that would not be safe or cannot work
 
 A message is one line: what was given (file, line, field, offset), what is accepted, what to do.
@@ -42,6 +43,10 @@ class HubError(MiniCPMError):
 
 class EngineError(MiniCPMError):
     """The inference engine cannot serve a request as it was given."""
+
+
+class EvalError(MiniCPMError):
+    """An evaluation cannot be run, continued or compared; the message names the task or the file."""
 
 
 class ServeError(MiniCPMError):

@@ -21,6 +21,7 @@ VERBS = {
     "show": "say what is in a model file",
     "convert": "turn a model into any format or dtype",
     "compare": "say how far two models agree",
+    "eval": "score a model on published tasks",
     "data": "clean text, learn a vocabulary, make token shards, look at them",
     "pretrain": "train a model from text",
     "decay": "finish any checkpoint of a run, with other data mixed in",

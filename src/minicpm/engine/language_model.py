@@ -6,7 +6,7 @@ Left out: finding and opening files (`opening.py`, `minicpm.load`), and terminal
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
@@ -170,6 +170,27 @@ class LanguageModel:
         """
         request = Request(self.encode_prompt(text), max_new_tokens=0, prompt_logprobs=top)
         return self._runner.run([request])[0].prompt_logprobs
+
+    def score(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[list[TokenLogprob]]:
+        """Return, for each (context, continuation), every token of the continuation with its log-probability.
+
+        Contexts that begin alike are computed once as far as they agree. Each token's `top` holds the likeliest one.
+
+        Args:
+            pairs: token ids, bos included where the model wants one; neither is empty.
+
+        Raises:
+            EngineError: a pair does not fit the context, or a part of it is empty; nothing was computed.
+        """
+        requests = []
+        for context, continuation in pairs:
+            if not context or not continuation:
+                raise EngineError("a context and its continuation need at least one token each")
+            ids = [*context, *continuation]
+            requests.append(Request(ids, max_new_tokens=0, prompt_logprobs=1, first_scored=len(context)))
+        for request in requests:
+            self.engine.check(request)
+        return [sequence.prompt_logprobs for sequence in self._runner.run(requests)]
 
     def next_logprobs(self, prompt: Prompt) -> Floats:
         """Return the log-probabilities (V,) of the token after `prompt`.

@@ -28,7 +28,7 @@ def score_prompt(sequence: Sequence, rows: Floats, tokenizer: Tokenizer | None) 
     first = sequence.num_read
     if first >= len(prompt):
         return
-    if not records:
+    if not records and not sequence.request.first_scored:
         records.append(TokenLogprob(_text(prompt[0], tokenizer), prompt[0], None))
     targets = prompt[first + 1 : first + 1 + len(rows)]
     logprobs = log_softmax(rows[: len(targets)])

@@ -140,20 +140,19 @@ class Scheduler:
         claimed: set[Digest] = set()
         chunks = []
         for place, sequence in enumerate(prompts):
-            if not sequence.reads_every_row:
-                sequence.adopt(self.pool)
+            sequence.adopt(self.pool)
             if room <= 0:
                 break
-            if sequence.reads_every_row and rows <= 0:
-                continue
             num_tokens = min(sequence.num_pending, room)
             if num_tokens < sequence.num_pending and place + 1 < len(prompts):
                 num_tokens = max(1, num_tokens // 2)
+            num_unread = max(0, sequence.num_read - sequence.num_computed)
             if sequence.reads_every_row:
-                num_tokens = min(num_tokens, rows)
-                rows -= num_tokens
-            elif not self._claim(sequence, num_tokens, claimed):
+                num_tokens = min(num_tokens, num_unread + rows)
+            if not num_tokens or not self._claim(sequence, num_tokens, claimed):
                 continue
+            if sequence.reads_every_row:
+                rows -= max(0, num_tokens - num_unread)
             chunks.append(Chunk(sequence, num_tokens))
             room -= num_tokens
         return chunks

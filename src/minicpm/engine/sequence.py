@@ -37,6 +37,8 @@ class Request:
         stop: texts that end the reply before them.
         logprobs: None, or how many of the likeliest tokens to tell at each new token, beside the chosen one.
         prompt_logprobs: the same for each token of the prompt but the first.
+        first_scored: the index in the prompt from which `prompt_logprobs` tells; tokens well before it may come from
+            the cache.
         wants_distribution: whether the log-probabilities (V,) after the prompt are kept.
         pooling: None, or how the final hidden states of the prompt become one vector; nothing is generated then.
         speculate: where drafts of the next tokens come from; they change the pace and nothing else.
@@ -49,6 +51,7 @@ class Request:
     stop: Items[str] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    first_scored: int = 0
     wants_distribution: bool = False
     pooling: Pooling | None = None
     speculate: Speculation = "ngram"
@@ -65,6 +68,10 @@ class Request:
         if self.speculate not in get_args(Speculation):
             known = ", ".join(get_args(Speculation))
             raise EngineError(f"speculate must be one of {known}, got {self.speculate!r}")
+        if not 0 <= self.first_scored < len(self.prompt):
+            raise EngineError(
+                f"first_scored must lie in the prompt of {len(self.prompt)} tokens, got {self.first_scored}"
+            )
         if self.pooling is not None and (self.max_new_tokens or self.prompt_logprobs is not None):
             raise EngineError("pooled hidden states and generated or scored tokens need two requests")
 
@@ -115,7 +122,7 @@ class Sequence:
         self.digests: list[Digest] = []
         self.num_published = 0
         # Positions whose output was used up, for requests that want the output of every position.
-        self.num_read = 0
+        self.num_read = max(0, request.first_scored - 1)
         # Leading blocks that stand in the engine's block table.
         self.num_tabled = 0
         self.num_cached_tokens = 0

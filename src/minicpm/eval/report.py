@@ -1,0 +1,71 @@
+"""A page of one run, in English and Chinese, that opens without a network: figures, bars, protocol, a few samples."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from minicpm.data.atomic import new_file
+from minicpm.eval.results import Scoring, read_samples
+from minicpm.eval.statistics import Figure
+
+_NUM_SAMPLES = 5
+_MAX_SAMPLE_CHARACTERS = 4000
+_UNBOUNDED = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+def describe(figure: Figure) -> str:
+    """Return "0.4312 ± 0.0140": a value and its standard error."""
+    if math.isnan(figure.stderr):
+        return f"{figure.value:.4f}"
+    return f"{figure.value:.4f} ± {figure.stderr:.4f}"
+
+
+def spread(scorings: Sequence[Scoring]) -> list[tuple[str, str, float, float]]:
+    """Return (task, metric, lowest, highest) over the phrasings of each task that has several of one mode."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for scoring in scorings:
+        groups.setdefault((scoring.task, scoring.mode, scoring.metric), []).append(scoring.figures[0].value)
+    return [(task, metric, min(v), max(v)) for (task, _, metric), v in groups.items() if len(v) > 1]
+
+
+def write_report(folder: Path, facts: dict[str, Any], protocol: str, scorings: Sequence[Scoring]) -> Path:
+    """Write `report.html` into the folder of a run and return its path."""
+    source = importlib.resources.files("minicpm.eval").joinpath("report.html").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    text = page.render(
+        model=facts.get("model", ""),
+        facts={**facts, "protocol": protocol},
+        scorings=scorings,
+        spreads=spread(scorings),
+        samples=[(scoring, _samples(folder, scoring)) for scoring in scorings],
+        describe=describe,
+        share=_share,
+    )
+    path = folder / "report.html"
+    with new_file(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def _share(figure: Figure) -> tuple[float, float] | None:
+    """The value and its error as shares of the best possible one, in percent; None where there is none."""
+    if figure.metric in _UNBOUNDED:
+        return None
+    best = 10 if figure.metric.startswith("score") else 1
+    error = 0.0 if math.isnan(figure.stderr) else figure.stderr
+    return 100 * figure.value / best, 100 * error / best
+
+
+def _samples(folder: Path, scoring: Scoring) -> list[tuple[str, str]]:
+    shown = read_samples(folder, scoring.task, scoring.form)[:_NUM_SAMPLES]
+    return [
+        (json.dumps(s.values), json.dumps(s.detail, ensure_ascii=False, indent=1)[:_MAX_SAMPLE_CHARACTERS])
+        for s in shown
+    ]
