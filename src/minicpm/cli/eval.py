@@ -51,6 +51,8 @@ def parser() -> Parser:
     verb.add_argument("--allow-code", action="store_true", help="run programs that the model writes, in a sandbox")
     verb.add_argument("--judge", metavar="URL", help="who rates dialogues: an OpenAI-compatible server")
     verb.add_argument("--judge-model", metavar="NAME", help="its model (default: the first that it lists)")
+    verb.add_argument("--with", dest="harness", choices=("lm-eval",), help="run the harness's tasks of these names")
+    verb.add_argument("--include", type=Path, metavar="DIR", help="with lm-eval: a folder of further task files")
     verb.add_argument("--dtype", help="bf16, fp16 or fp32, for torch:PATH")
     verb.add_argument("--ctx", type=int, metavar="N", help="context length of the engine")
     verb.add_argument("--threads", type=int, metavar="N", help="of the engine")
@@ -74,12 +76,15 @@ def run(options: argparse.Namespace) -> None:
     for name in ("limit", "batch"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name} must be at least 1, got {getattr(options, name)}")
-    _evaluate(options)
+    if options.harness:
+        _run_harness(options)
+    else:
+        _evaluate(options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from minicpm.eval.report import write_report
-    from minicpm.eval.runner import Plan, check, run
+    from minicpm.eval.runner import Plan, prepare, run
     from minicpm.eval.url_model import UrlModel
 
     folder = options.out or Path("eval") / Path(options.model.rstrip("/")).name.replace(":", "-")
@@ -97,17 +102,28 @@ def _evaluate(options: argparse.Namespace) -> None:
         judge=UrlModel(options.judge, options.judge_model) if options.judge else None,
         report=drawer.draw,
     )
-    check(plan)
+    jobs = prepare(plan)
     model = _open(options)
     facts = {"model": model.name, "runtime": model.runtime}
     try:
-        scorings = run(plan, model, facts)
+        scorings = run(plan, jobs, model, facts)
     finally:
         drawer.end()
     out(_table(scorings))
     page = write_report(folder, facts, options.protocol, scorings)
     note(f"{model.name}: {model.runtime}; samples and results in {folder}, page {page}")
     suggest(f"minicpm eval --compare {folder} OTHER")
+
+
+def _run_harness(options: argparse.Namespace) -> None:
+    try:
+        from minicpm.eval.lm_eval_bridge import evaluate
+    except ImportError as error:
+        raise UsageError(f"lm-eval is not installed ({error}); pip install 'minicpm[eval]'") from error
+    tasks = [name for name in options.tasks.split(",") if name]
+    model = _open(options)
+    _, text = evaluate(model, tasks, limit=options.limit, shots=options.shots, include=options.include)
+    out(text)
 
 
 def _open(options: argparse.Namespace) -> EvaluatedModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minicpm.errors import EngineError
 from minicpm.eval.contract import Generation, Messages, Scored
 from minicpm.eval.windows import cut_left, encode_pair, rolling_windows
 
@@ -42,11 +41,12 @@ class EngineModel:
 
     def generate(self, prompts: Sequence[str | Messages], generation: Generation) -> list[str]:
         """Return the continuation of each text, or the reply to each conversation."""
-        model, settings = self._model, self._settings(generation)
+        model = self._model
+        # At least half of a short context stays for the prompt, which loses its beginning if it is longer.
+        num_new = min(generation.max_new_tokens, model.context_length // 2)
+        room = model.context_length - num_new
+        settings = self._settings(generation, num_new)
         ids = [self._prompt(prompt) for prompt in prompts]
-        room = model.context_length - generation.max_new_tokens
-        if room < 1:
-            raise EngineError(f"{generation.max_new_tokens} new tokens do not fit a context of {model.context_length}")
         return [completion.text for completion in model.generate([i[-room:] for i in ids], **settings)]
 
     def _prompt(self, prompt: str | Messages) -> list[int]:
@@ -56,9 +56,9 @@ class EngineModel:
         return self._model.tokenizer.add_bos(self._model.tokenizer.encode(text))
 
     @staticmethod
-    def _settings(generation: Generation) -> Any:
+    def _settings(generation: Generation, num_new: int) -> Any:
         return {
-            "max_new_tokens": generation.max_new_tokens,
+            "max_new_tokens": num_new,
             "stop": list(generation.stop),
             "temperature": generation.temperature,
             "top_p": generation.top_p,

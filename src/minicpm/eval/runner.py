@@ -66,7 +66,9 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """One form of one task, with its questions in the order of the rows."""
+
     name: str
     task: Task
     form: Form
@@ -74,39 +76,52 @@ class _Job:
     questions: list[Question]
 
 
-def check(plan: Plan) -> list[tuple[str, Task]]:
-    """Return the plan's tasks, loaded; everything that can be wrong without a model is found here.
+def prepare(plan: Plan) -> list[Job]:
+    """Return everything that `plan` asks, row by row; what can be wrong without a model is found here.
 
     Raises:
-        ConfigError: an unknown task or a wrong task file.
-        EvalError: a task has no form in the protocol, or needs what is not allowed or not there.
+        ConfigError: an unknown task, or a wrong task file.
+        DataError: rows that are damaged, or do not fit the task.
+        EvalError: rows that are not there; a task that has no form in the protocol, or needs what is not allowed.
     """
     tasks = [(name, load_task(name)) for name in dict.fromkeys(plan.tasks)]
     for name, task in tasks:
-        forms = task.forms(plan.protocol)
-        if not forms:
-            raise EvalError(f"task {name} has no form in protocol {plan.protocol}; leave it out")
-        if task.needs_code and not plan.allows_code:
-            raise EvalError(f"task {name} runs programs that the model writes, in a sandbox; allow it by --allow-code")
-        if any(form.mode == "dialogue" for form in forms) and plan.judge is None:
-            raise EvalError(f"task {name} is judged by another model; name its server by --judge URL")
+        _check(plan, name, task)
     if any(task.needs_code for _, task in tasks):
         code.require_jail()
-    return tasks
+    return [job for name, task in tasks for job in _jobs(plan, name, task)]
 
 
-def run(plan: Plan, model: EvaluatedModel, facts: dict[str, Any]) -> list[Scoring]:
-    """Run `plan` on `model`, continuing what an earlier run left in `plan.out`, and write the results.
+def _check(plan: Plan, name: str, task: Task) -> None:
+    forms = task.forms(plan.protocol)
+    if not forms:
+        raise EvalError(f"task {name} has no form in protocol {plan.protocol}; leave it out")
+    if task.needs_code and not plan.allows_code:
+        raise EvalError(f"task {name} runs programs that the model writes, in a sandbox; allow it by --allow-code")
+    if any(form.mode == "dialogue" for form in forms) and plan.judge is None:
+        raise EvalError(f"task {name} is judged by another model; name its server by --judge URL")
+
+
+def _jobs(plan: Plan, name: str, task: Task) -> Iterator[Job]:
+    rows = read_task(name, task, plan.data)
+    chosen = rows.rows if plan.limit is None else rows.rows[: plan.limit]
+    for form in task.forms(plan.protocol, with_paraphrases=plan.with_paraphrases):
+        form = form.with_shots(plan.shots)
+        yield Job(name, task, form, rows, FormReader(form, f"{name} ({form.name})").questions(chosen, rows.examples))
+
+
+def run(plan: Plan, jobs: Sequence[Job], model: EvaluatedModel, facts: dict[str, Any]) -> list[Scoring]:
+    """Put `jobs` to `model`, continuing what an earlier run left in `plan.out`, and write the results.
 
     Args:
         plan: what to do.
+        jobs: of the same plan, prepared.
         model: on what.
         facts: what identifies the model in the results and in sample files: anything that changes its scores.
 
     Raises:
-        EvalError, DataError, ConfigError: see `check`; also rows that are missing, damaged, or other than before.
+        EvalError: the folder holds another run, or a judge fails; what was scored so far is kept.
     """
-    jobs = list(_jobs(plan))
     scorings = []
     for job in jobs:
         scorings.append(_run_job(plan, model, facts, job))
@@ -114,18 +129,7 @@ def run(plan: Plan, model: EvaluatedModel, facts: dict[str, Any]) -> list[Scorin
     return scorings
 
 
-def _jobs(plan: Plan) -> Iterator[_Job]:
-    for name, task in check(plan):
-        rows = read_task(name, task, plan.data)
-        chosen = rows.rows if plan.limit is None else rows.rows[: plan.limit]
-        for form in task.forms(plan.protocol, with_paraphrases=plan.with_paraphrases):
-            form = form.with_shots(plan.shots)
-            yield _Job(
-                name, task, form, rows, FormReader(form, f"{name} ({form.name})").questions(chosen, rows.examples)
-            )
-
-
-def _run_job(plan: Plan, model: EvaluatedModel, facts: dict[str, Any], job: _Job) -> Scoring:
+def _run_job(plan: Plan, model: EvaluatedModel, facts: dict[str, Any], job: Job) -> Scoring:
     form, total = job.form, len(job.questions)
     sampling = SAMPLINGS[plan.protocol]
     header = {

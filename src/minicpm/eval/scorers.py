@@ -18,7 +18,8 @@ _NUMBER = re.compile(
     r"[-+−]?\s?(?:\d{1,3}(?:[,，]\d{3})+(?:\.\d+)?|\d+,\d{1,2}(?![\d,])|\d+\s?/\s?\d+(?!\s?/)|\d+(?:\.\d+)?|\.\d+)"
 )
 _FRACTION = re.compile(r"(-?)\\frac\{([^{}]+)\}\{([^{}]+)\}")
-_LETTER = re.compile(r"(?<![A-Za-z])[(（]?([A-J])[)）]?(?![A-Za-z'’])")
+# At the beginning: "A" and "I" may be words, so that something other than a word must follow them.
+_LETTER = re.compile(r"[(（]([A-J])[)）]|([A-J])(?=[).:,。，：、]|\s*$|\n)|([B-HJ])(?=\s)")
 _SAID_LETTER = re.compile(
     r"(?:answer|option|choice|答案|选项|选择|应选|故选|选)\s*(?:is|are|为|是|应该是|[:：])?\s*[:：]?\s*[*(（\"“]*([A-J])(?![A-Za-z])",
     re.I,
@@ -53,8 +54,7 @@ def find_letter(text: str) -> str | None:
         return said[1].upper()
     first = _LETTER.match(text.strip())
     if first:
-        return first[1]
-    # A lone "A" may be an article: only one in brackets, or before a stop, counts inside a sentence.
+        return first[1] or first[2] or first[3]
     inside = re.search(r"[(（]([A-J])[)）]|(?<![A-Za-z])([A-J])(?=[.。,，:：]|\s*$)", text)
     return (inside[1] or inside[2]) if inside else None
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from minicpm.errors import EvalError
 from minicpm.eval.contract import Generation, Messages, Scored
 from minicpm.eval.windows import Pair, cut_left, encode_pair, rolling_windows
 from minicpm.formats.checkpoint import open_checkpoint
@@ -67,16 +66,15 @@ class TorchModel:
 
     def generate(self, prompts: Sequence[str | Messages], generation: Generation) -> list[str]:
         """Return the continuation of each text, or the reply to each conversation, one after another."""
-        room = self._config.max_position_embeddings - generation.max_new_tokens
-        if room < 1:
-            raise EvalError(f"{generation.max_new_tokens} new tokens do not fit {self.name}'s context")
+        num_new = min(generation.max_new_tokens, self._config.max_position_embeddings // 2)
+        room = self._config.max_position_embeddings - num_new
         texts = []
         for index, prompt in enumerate(prompts):
             ids = self._encode(prompt) if isinstance(prompt, str) else self._tokenizer.apply_chat(prompt)
             new = generate(
                 self._model,
                 torch.tensor([ids[-room:]]),
-                generation.max_new_tokens,
+                num_new,
                 temperature=generation.temperature,
                 top_p=generation.top_p,
                 stop_ids=self._tokenizer.eos_ids,
