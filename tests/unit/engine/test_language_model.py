@@ -395,3 +395,19 @@ def test_facts(model: LanguageModel, tiny_config: ModelConfig) -> None:
     assert model.tokenizer.encode("a") == tiny_tokenizer().encode("a")
     assert BOS not in model.tokenizer.encode("a")
     assert random_weights(tiny_config).keys() == tiny_config.weight_shapes().keys()
+
+
+def test_continuations_are_scored_after_contexts_that_are_computed_once(tiny_config: ModelConfig) -> None:
+    model = reference_model(tiny_config)
+    context = model.tokenizer.add_bos(model.tokenizer.encode("a long enough beginning that fills more than one block"))
+    tails = [model.tokenizer.encode(text) for text in ("yes", "no or not", "x")]
+    scored = model.score([(context, tail) for tail in tails])
+    num_computed = model.engine.load.num_computed_tokens
+    assert num_computed < len(context) * 2 + sum(map(len, tails))
+    for tail, tokens in zip(tails, scored, strict=True):
+        alone = model.logprobs([*context, *tail], top=1)[len(context) :]
+        assert [token.token_id for token in tokens] == tail
+        assert [token.logprob for token in tokens] == pytest.approx([token.logprob for token in alone], abs=1e-5)
+        assert [token.top[0].token_id for token in tokens] == [token.top[0].token_id for token in alone]
+    with pytest.raises(EngineError, match="at least one token each"):
+        model.score([(context, [])])
