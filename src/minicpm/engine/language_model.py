@@ -175,21 +175,17 @@ class LanguageModel:
         """Return, for each (context, continuation), every token of the continuation with its log-probability.
 
         Contexts that begin alike are computed once as far as they agree. Each token's `top` holds the likeliest one.
-
-        Args:
-            pairs: token ids, bos included where the model wants one; neither is empty.
+        The pairs are token ids, bos included where the model wants one; neither part is empty.
 
         Raises:
             EngineError: a pair does not fit the context, or a part of it is empty; nothing was computed.
         """
         requests = []
-        for context, continuation in pairs:
-            if not context or not continuation:
+        for context, tail in pairs:
+            if not context or not tail:
                 raise EngineError("a context and its continuation need at least one token each")
-            ids = [*context, *continuation]
-            requests.append(Request(ids, max_new_tokens=0, prompt_logprobs=1, first_scored=len(context)))
-        for request in requests:
-            self.engine.check(request)
+            requests.append(Request([*context, *tail], max_new_tokens=0, prompt_logprobs=1, first_scored=len(context)))
+            self.engine.check(requests[-1])
         return [sequence.prompt_logprobs for sequence in self._runner.run(requests)]
 
     def next_logprobs(self, prompt: Prompt) -> Floats:
