@@ -68,7 +68,7 @@ def ours(shape: tuple[int, int, int, int], rows: int) -> None:
     work = Work(
         lambda step: [batch],
         lambda b: float(b.num_targets),
-        pretraining_loss(cpu, True),
+        pretraining_loss(cpu, True, bool(__import__('os').environ.get('WIDE'))),
         lambda b: b.input_ids.size,
         lambda b: None,
     )

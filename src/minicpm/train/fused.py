@@ -8,6 +8,9 @@ Three things are slow in the plain model on a CPU, and are done otherwise here:
 - the embedding's gradient, which PyTorch sums in the dtype of the weights: in bf16 a frequent token's thousandth
   contribution would vanish. Here it is summed in float32.
 
+Processors with AVX512-BF16 but without AMX multiply float32 faster than bf16. There the layers are *widened*: what is
+kept stays bf16, and the factors of every product are float32 (the same values, exactly).
+
 What this leaves out: caches, dropout, and every other way to run the model; a test holds it to the plain one.
 """
 
@@ -37,6 +40,7 @@ def hidden_states(
     positions: Tensor | None = None,
     document_ids: Tensor | None = None,
     is_compiled: bool = False,
+    is_widened: bool = False,
 ) -> Tensor:
     """Return the final normed hidden states (B, T, E) of packed rows.
 
@@ -46,6 +50,7 @@ def hidden_states(
         positions: (B or 1, T); by default they count from each document's first token.
         document_ids: (B, T); without them each row is one document.
         is_compiled: whether the layers run as compiled code.
+        is_widened: whether compiled layers multiply in float32.
     """
     length = input_ids.shape[1]
     mask = starts = None
@@ -57,7 +62,7 @@ def hidden_states(
         positions = positions if starts is None else positions - starts
     h = embed(model, input_ids)
     cos, sin = rotation_table(model.config.rope_frequencies(length), positions)
-    layer_forward = compiled_layer() if is_compiled else plain_layer
+    layer_forward = compiled_layer(is_widened) if is_compiled else plain_layer
     every = model.checkpoint_every if torch.is_grad_enabled() else 0
     for index, layer in enumerate(model.model.layers):
         if every and index % every == 0:
@@ -84,29 +89,51 @@ def plain_layer(layer: Any, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | 
 
 
 def decoder_layer(
-    layer: Any, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, starts: Tensor | None
+    layer: Any,
+    h: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+    is_widened: bool = False,
 ) -> Tensor:
     """Return the next residual stream (B, T, E) of one `DecoderLayer`."""
-    attention = layer.self_attn
+    attention, mlp = layer.self_attn, layer.mlp
+    project = widened if is_widened else call
     batch, length, _ = h.shape
     split = (batch, length, -1, attention.head_dim)
     x = layer.input_layernorm(h)
-    q = rotate(attention.q_proj(x).view(split).transpose(1, 2), cos, sin)  # (B, H, T, D)
-    k = rotate(attention.k_proj(x).view(split).transpose(1, 2), cos, sin)  # (B, K, T, D)
-    v = attention.v_proj(x).view(split).transpose(1, 2)  # (B, K, T, D)
+    q = rotate(project(attention.q_proj, x).view(split).transpose(1, 2), cos, sin)  # (B, H, T, D)
+    k = rotate(project(attention.k_proj, x).view(split).transpose(1, 2), cos, sin)  # (B, K, T, D)
+    v = project(attention.v_proj, x).view(split).transpose(1, 2)  # (B, K, T, D)
     if attention.is_grouped:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    out: Tensor = _Attention.apply(q, k, v, mask, starts, attention.scale)  # type: ignore[no-untyped-call]
-    merged = attention.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+    out: Tensor = _Attention.apply(q, k, v, mask, starts, attention.scale, is_widened)  # type: ignore[no-untyped-call]
+    merged = project(attention.o_proj, out.transpose(1, 2).reshape(batch, length, -1))
     h = h + merged * layer.residual_scale
-    result: Tensor = h + layer.mlp(layer.post_attention_layernorm(h)) * layer.residual_scale
+    x = layer.post_attention_layernorm(h)
+    gated = F.silu(project(mlp.gate_proj, x)) * project(mlp.up_proj, x)  # (B, T, F)
+    result: Tensor = h + project(mlp.down_proj, gated) * layer.residual_scale
     return result
 
 
+def call(module: Any, x: Tensor) -> Tensor:
+    """Return what `module` makes of `x`."""
+    result: Tensor = module(x)
+    return result
+
+
+def widened(module: Any, x: Tensor) -> Tensor:
+    """Return the same, multiplied in float32 and rounded once; what is wrapped (an adapter) computes as it does."""
+    if type(module) is not nn.Linear:
+        return call(module, x)
+    return F.linear(x.float(), module.weight.float()).to(x.dtype)
+
+
 @functools.cache
-def compiled_layer() -> Layer:
+def compiled_layer(is_widened: bool) -> Layer:
     """Return `decoder_layer` compiled once for this process; each new shape compiles again."""
-    return torch.compile(decoder_layer, dynamic=False)
+    return torch.compile(functools.partial(decoder_layer, is_widened=is_widened), dynamic=False)
 
 
 class _Embedding(torch.autograd.Function):
@@ -131,33 +158,50 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, starts: Tensor | None, scale: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        starts: Tensor | None,
+        scale: float,
+        is_widened: bool,
     ) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+        factors = (t.float() if is_widened else t for t in (q, k, v))
+        out = F.scaled_dot_product_attention(*factors, attn_mask=mask, is_causal=mask is None, scale=scale).to(q.dtype)
         ctx.save_for_backward(q, k, v, out, starts)
-        ctx.scale = scale
+        ctx.scale, ctx.is_widened = scale, is_widened
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, starts = ctx.saved_tensors
-        return (*attention_backward(q, k, v, out, grad, starts, ctx.scale), None, None, None)
+        slopes = attention_backward(q, k, v, out, grad, starts, ctx.scale, torch.float32 if ctx.is_widened else q.dtype)
+        return (*slopes, None, None, None, None)
 
 
 def attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, grad: Tensor, starts: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    starts: Tensor | None,
+    scale: float,
+    factors: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, (B, H, T, D) each, from that of `out`.
 
     `starts` (B, T) is where each query's document begins; None is 0 everywhere. Scores are products of float32 values:
-    in bf16 a score of 20 would be off by 0.06 and its probability by 6 %.
+    in bf16 a score of 20 would be off by 0.06 and its probability by 6 %. The other products have `factors`.
     """
     batch, heads, length, width = q.shape
     q, k, v, out, grad = (t.reshape(batch * heads, length, width) for t in (q, k, v, out, grad))
     delta = (out.float() * grad.float()).sum(-1, keepdim=True)  # (BH, T, 1)
     q_exact, k_exact = q.float() * scale, k.float()
+    dtype, q, k, v, grad = q.dtype, *(t.to(factors) for t in (q, k, v, grad))
     keys = torch.arange(length, device=q.device)
-    grad_q, grad_k, grad_v = [], torch.zeros_like(k_exact), torch.zeros_like(k_exact)
+    blocks, grad_k, grad_v = [], torch.zeros_like(k_exact), torch.zeros_like(k_exact)
     for begin in range(0, length, QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, length)
         block = slice(begin, end)
@@ -168,9 +212,10 @@ def attention_backward(
             hidden = (hidden | before).repeat_interleave(heads, dim=0)
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         slope = torch.bmm(grad[:, block], v[:, :end].transpose(1, 2)).float()
-        slope = ((slope - delta[:, block]) * weights * scale).to(q.dtype)  # of the unscaled products
-        grad_v[:, :end] += torch.bmm(weights.to(q.dtype).transpose(1, 2), grad[:, block])
+        slope = ((slope - delta[:, block]) * weights * scale).to(factors)  # of the unscaled products
+        grad_v[:, :end] += torch.bmm(weights.to(factors).transpose(1, 2), grad[:, block])
         grad_k[:, :end] += torch.bmm(slope.transpose(1, 2), q[:, block])
-        grad_q.append(torch.bmm(slope, k[:, :end]))
+        blocks.append(torch.bmm(slope, k[:, :end]))
     shape = (batch, heads, length, width)
-    return torch.cat(grad_q, 1).view(shape), grad_k.to(q.dtype).view(shape), grad_v.to(q.dtype).view(shape)
+    grad_q, grad_k, grad_v = (t.to(dtype).view(shape) for t in (torch.cat(blocks, 1), grad_k, grad_v))
+    return grad_q, grad_k, grad_v

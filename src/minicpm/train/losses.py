@@ -43,6 +43,7 @@ def linear_cross_entropy(
     factor: float = 1.0,
     rows: int = 0,
     is_compiled: bool = False,
+    is_widened: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return (`factor` × the summed loss, the loss of every position); the first is differentiable, both are float32.
 
@@ -56,6 +57,7 @@ def linear_cross_entropy(
         factor: what the sum is multiplied by.
         rows: rows of a chunk; 0 chooses.
         is_compiled: whether a chunk's element-wise work runs as compiled code.
+        is_widened: whether the products with a gradient have float32 factors (see `fused`).
     """
     shape = targets.shape
     flat, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)  # (N, E), (N)
@@ -65,7 +67,7 @@ def linear_cross_entropy(
         flat, targets = flat[index], targets[index]
     rows = rows or even_rows(len(targets), chunk_rows(weight.shape[0]))
     if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
-        total, losses = _ChunkedCrossEntropy.apply(flat, weight, targets, divisor, factor, rows, is_compiled)  # type: ignore[no-untyped-call]
+        total, losses = _ChunkedCrossEntropy.apply(flat, weight, targets, divisor, factor, rows, is_compiled, is_widened)  # type: ignore[no-untyped-call]
     else:
         losses = _losses(flat, weight, targets, divisor, rows)
         total = losses.sum() * factor
@@ -96,6 +98,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         factor: float,
         rows: int,
         is_compiled: bool,
+        is_widened: bool,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -105,12 +108,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # A tensor: compiled code would be made anew for every other number.
         scale = torch.tensor(factor, dtype=torch.float32, device=hidden.device)
         slope_of = compiled_slope() if is_compiled else loss_and_slope
+        factors = torch.float32 if is_widened else weight.dtype
+        head = weight.to(factors)
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            scaled = hidden[part] / divisor
-            losses[part], slope = slope_of(F.linear(scaled, weight), targets[part], scale)
+            scaled = hidden[part].to(factors) / divisor
+            losses[part], slope = slope_of(F.linear(scaled, head), targets[part], scale)
             if grad_hidden is not None:
-                torch.mm(slope, weight, out=grad_hidden[part])
+                grad_hidden[part] = torch.mm(slope, head)
             if grad_weight is not None and slope.dtype == torch.float32:
                 grad_weight.addmm_(slope.T, scaled)
             elif grad_weight is not None:
@@ -124,15 +129,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = [saved if saved is None else _times(saved, grad) for saved in ctx.saved_tensors]
-        return (*grads, None, None, None, None, None)
+        return (*grads, None, None, None, None, None, None)
 
 
 def loss_and_slope(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """Return (the float32 loss of every row, `factor` × its derivative by the logits, in the logits' dtype)."""
-    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)  # (n, V)
-    at = targets[:, None]
-    losses = -log_probabilities.gather(1, at)
-    slope = log_probabilities.exp_().scatter_add_(1, at, torch.full_like(losses, -1.0)).mul_(factor)
+    exact, at = logits.to(torch.float32), targets[:, None]  # (n, V)
+    top = exact.amax(dim=-1, keepdim=True)
+    # One exponential for both: it is what costs here.
+    powers = (exact - top).exp()
+    total = powers.sum(dim=-1, keepdim=True)
+    losses = total.log() + top - exact.gather(1, at)
+    slope = (powers * (factor / total)).scatter_add(1, at, -factor.expand(at.shape))
     return losses.squeeze(1), slope.to(logits.dtype)
 
 

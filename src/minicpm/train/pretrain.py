@@ -135,7 +135,9 @@ def prepare(
     return Ready(dataclasses.replace(config, batch=batch, loop=loop), run, start, corpus, plan, peak, device)
 
 
-def pretraining_loss(device: torch.device, is_compiled: bool) -> Callable[[MiniCPM, Batch, float], LossParts]:
+def pretraining_loss(
+    device: torch.device, is_compiled: bool, is_widened: bool = False
+) -> Callable[[MiniCPM, Batch, float], LossParts]:
     """Return the loss of a batch: next-token cross-entropy within documents, with each source's part."""
 
     def loss(model: MiniCPM, batch: Batch, factor: float) -> LossParts:
@@ -146,11 +148,11 @@ def pretraining_loss(device: torch.device, is_compiled: bool) -> Callable[[MiniC
         # Measuring has other shapes and no backward pass: it would compile code of its own for a few rows.
         compiles = is_compiled and torch.is_grad_enabled()
         hidden = fused.hidden_states(
-            model, ids, positions=positions, document_ids=documents, is_compiled=compiles
+            model, ids, positions=positions, document_ids=documents, is_compiled=compiles, is_widened=is_widened,
         )  # (B, T, E)
         total, losses = linear_cross_entropy(
             hidden, model.head_weight, targets,
-            divisor=model.config.logit_divisor, factor=factor, is_compiled=compiles,
+            divisor=model.config.logit_divisor, factor=factor, is_compiled=compiles, is_widened=is_widened,
         )  # fmt: skip
         sums, counts = sum_by_source(losses, targets, sources[:, None].expand_as(targets), len(batch.sources))
         parts = zip(batch.sources, sums.tolist(), counts.tolist(), strict=True)
