@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from minicpm import config as configuration
-from minicpm.train import checkpoint, flops
+from minicpm.train import arithmetic, checkpoint, flops
 from minicpm.train import pretrain as pretraining
 from minicpm.train.loop import Hook
 from minicpm.train.pretrain import Ready, prepare, pretrain
@@ -100,7 +100,7 @@ def quick_runs() -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pretraining, "measure_peak", _peak_once)
+            patch.setattr(arithmetic, "measure_peak", _peak_once)
             patch.setattr(pretraining, "plot_loss", lambda run, schedule: None)
             yield
     finally:

@@ -44,11 +44,12 @@ def tokens(rows: int) -> torch.Tensor:
 def ours(shape: tuple[int, int, int, int], rows: int) -> None:
     from minicpm.architecture import ModelConfig
     from minicpm.data.batches import Batch
+    from minicpm.train.arithmetic import choose_arithmetic
     from minicpm.train.loop import update_once
     from minicpm.train.optim import OptimizerConfig
     from minicpm.train.pretrain import pretraining_loss
     from minicpm.train.schedule import ScheduleConfig
-    from minicpm.train.settings import Ranks
+    from minicpm.train.settings import LoopConfig, Ranks
     from minicpm.train.state import new_state
     from minicpm.train.work import Work
 
@@ -58,6 +59,7 @@ def ours(shape: tuple[int, int, int, int], rows: int) -> None:
         vocab_size=VOCABULARY, scale_emb=12.0, scale_depth=1.4, dim_model_base=256.0,
     )  # fmt: skip
     cpu = torch.device("cpu")
+    chosen = choose_arithmetic(LoopConfig(compile="on"), 1, cpu, lambda line: None)
     state = new_state(config, OptimizerConfig(), 0, "bfloat16", cpu)
     ids = tokens(rows).numpy()
     shape_ = (rows, LENGTH)
@@ -68,7 +70,7 @@ def ours(shape: tuple[int, int, int, int], rows: int) -> None:
     work = Work(
         lambda step: [batch],
         lambda b: float(b.num_targets),
-        pretraining_loss(cpu, True, bool(__import__('os').environ.get('WIDE'))),
+        pretraining_loss(cpu, chosen.is_compiled, chosen.is_widened),
         lambda b: b.input_ids.size,
         lambda b: None,
     )

@@ -30,20 +30,18 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> None:
     """Print the table."""
-    from minicpm.train.flops import measure_peak
+    from minicpm.train.arithmetic import choose_arithmetic, choose_device
     from minicpm.train.plan import make_plan
-    from minicpm.train.pretrain import choose_device, chooses_compiling
     from minicpm.train.pretrain_config import PretrainConfig
     from minicpm.train.schedule import critical_batch_tokens, stage_bounds
-    from minicpm.train.state import DTYPES
 
     config = configuration.load(PretrainConfig, options.config, options.overrides)
     device = choose_device(config.loop.device)
     counts = config.model.num_parameters()
+    arithmetic = choose_arithmetic(config.loop, config.schedule.total_steps, device, note)
     plan = make_plan(
         config.model, config.schedule, config.batch, config.optimizer, config.loop,
-        is_compiled=chooses_compiling(config.loop, config.schedule.total_steps, device, note),
-        memory_bytes=memory_of(options), peak_flops=measure_peak(DTYPES[config.loop.dtype], device),
+        is_compiled=arithmetic.is_compiled, memory_bytes=memory_of(options), peak_flops=arithmetic.peak_flops,
     )  # fmt: skip
     out(f"{config.name}: {counts.total:,} parameters ({counts.non_embedding:,} without embedding)")
     for name, first, last in stage_bounds(config.schedule):

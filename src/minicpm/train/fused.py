@@ -167,16 +167,18 @@ class _Attention(torch.autograd.Function):
         scale: float,
         is_widened: bool,
     ) -> Tensor:
-        factors = (t.float() if is_widened else t for t in (q, k, v))
-        out = F.scaled_dot_product_attention(*factors, attn_mask=mask, is_causal=mask is None, scale=scale).to(q.dtype)
+        factors = torch.float32 if is_widened else q.dtype
+        out = F.scaled_dot_product_attention(
+            q.to(factors), k.to(factors), v.to(factors), attn_mask=mask, is_causal=mask is None, scale=scale
+        ).to(q.dtype)
         ctx.save_for_backward(q, k, v, out, starts)
-        ctx.scale, ctx.is_widened = scale, is_widened
+        ctx.scale, ctx.factors = scale, factors
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, starts = ctx.saved_tensors
-        slopes = attention_backward(q, k, v, out, grad, starts, ctx.scale, torch.float32 if ctx.is_widened else q.dtype)
+        slopes = attention_backward(q, k, v, out, grad, starts, ctx.scale, ctx.factors)
         return (*slopes, None, None, None, None)
 
 

@@ -67,7 +67,9 @@ def linear_cross_entropy(
         flat, targets = flat[index], targets[index]
     rows = rows or even_rows(len(targets), chunk_rows(weight.shape[0]))
     if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
-        total, losses = _ChunkedCrossEntropy.apply(flat, weight, targets, divisor, factor, rows, is_compiled, is_widened)  # type: ignore[no-untyped-call]
+        total, losses = _ChunkedCrossEntropy.apply(
+            flat, weight, targets, divisor, factor, rows, is_compiled, is_widened
+        )  # type: ignore[no-untyped-call]
     else:
         losses = _losses(flat, weight, targets, divisor, rows)
         total = losses.sum() * factor

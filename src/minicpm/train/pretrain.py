@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import torch
 
 from minicpm.data.batches import Batch
 from minicpm.data.opening import check_identity
-from minicpm.errors import CheckpointError, ConfigError
+from minicpm.errors import CheckpointError
 from minicpm.formats.atomic_file import atomic_file
 from minicpm.model.minicpm import MiniCPM
 from minicpm.train import checkpoint, fused
+from minicpm.train.arithmetic import Arithmetic, choose_arithmetic, choose_device
 from minicpm.train.corpus import Corpus, StepBatches, open_corpus
 from minicpm.train.failure import write_failure
-from minicpm.train.flops import measure_peak
 from minicpm.train.heldout import HeldoutText
 from minicpm.train.interruption import Interruption
 from minicpm.train.log import (
@@ -41,12 +40,9 @@ from minicpm.train.pretrain_config import PretrainConfig
 from minicpm.train.run_start import Start, adopt, recorded_config
 from minicpm.train.samples import sample_hook
 from minicpm.train.saving import Saver
-from minicpm.train.settings import LoopConfig, Ranks
-from minicpm.train.state import DTYPES, TrainState, new_state
+from minicpm.train.settings import Ranks
+from minicpm.train.state import TrainState, new_state
 from minicpm.train.work import LossParts, Work
-
-# Below so many steps, compiling takes longer than it saves.
-_STEPS_WORTH_COMPILING = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,40 +54,8 @@ class Ready:
     start: Start
     corpus: Corpus
     plan: Plan
-    peak_flops: float
+    arithmetic: Arithmetic
     device: torch.device
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that `name` means; `auto` is a GPU where there is one.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"loop.device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def chooses_compiling(loop: LoopConfig, total_steps: int, device: torch.device, say: Callable[[str], None]) -> bool:
-    """Return whether the layers are compiled.
-
-    Raises:
-        ConfigError: it is wanted and there is no compiler.
-    """
-    if loop.compile == "off":
-        return False
-    is_possible = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "c++", "clang++"))
-    if loop.compile == "on" and not is_possible:
-        raise ConfigError("loop.compile is on and there is no C++ compiler (g++); install one or set loop.compile=off")
-    if loop.compile == "auto" and not is_possible:
-        say("no C++ compiler (g++) found: the layers run uncompiled, about 20 % slower")
-    return is_possible and (loop.compile == "on" or total_steps >= _STEPS_WORTH_COMPILING)
 
 
 def prepare(
@@ -110,11 +74,11 @@ def prepare(
     if start.manifest is not None:
         config = adopt(config, recorded_config(start.manifest))
     device = choose_device(config.loop.device)
-    is_compiled = chooses_compiling(config.loop, config.schedule.total_steps, device, say)
-    peak = measure_peak(DTYPES[config.loop.dtype], device)
+    arithmetic = choose_arithmetic(config.loop, config.schedule.total_steps, device, say)
     plan = make_plan(
         config.model, config.schedule, config.batch, config.optimizer, config.loop,
-        is_compiled=is_compiled, memory_bytes=memory_bytes or available_bytes(), peak_flops=peak,
+        is_compiled=arithmetic.is_compiled, memory_bytes=memory_bytes or available_bytes(),
+        peak_flops=arithmetic.peak_flops,
     )  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
     corpus = open_corpus(config, run, say, on_progress)
@@ -131,8 +95,8 @@ def prepare(
         raise CheckpointError(f"{error.strerror}; make room on the disk of {run} or use --out elsewhere") from error
     # What the program decided is written down, so that going on decides the same.
     batch = dataclasses.replace(config.batch, micro_sequences=plan.micro_sequences)
-    loop = dataclasses.replace(config.loop, compile="on" if is_compiled else "off")
-    return Ready(dataclasses.replace(config, batch=batch, loop=loop), run, start, corpus, plan, peak, device)
+    config = dataclasses.replace(config, batch=batch, loop=arithmetic.decide(config.loop))
+    return Ready(config, run, start, corpus, plan, arithmetic, device)
 
 
 def pretraining_loss(
@@ -148,7 +112,12 @@ def pretraining_loss(
         # Measuring has other shapes and no backward pass: it would compile code of its own for a few rows.
         compiles = is_compiled and torch.is_grad_enabled()
         hidden = fused.hidden_states(
-            model, ids, positions=positions, document_ids=documents, is_compiled=compiles, is_widened=is_widened,
+            model,
+            ids,
+            positions=positions,
+            document_ids=documents,
+            is_compiled=compiles,
+            is_widened=is_widened,
         )  # (B, T, E)
         total, losses = linear_cross_entropy(
             hidden, model.head_weight, targets,
@@ -175,12 +144,14 @@ def pretrain(ready: Ready, say: Callable[[str], None], hooks: Sequence[Hook] = (
     """
     config, run, ranks = ready.config, ready.run, Ranks()
     state = make_state(ready)
-    progress = ProgressLine(config.schedule, flops_per_token=ready.plan.flops_per_token, peak_flops=ready.peak_flops)
+    progress = ProgressLine(
+        config.schedule, flops_per_token=ready.plan.flops_per_token, peak_flops=ready.arithmetic.peak_flops
+    )
     checkpoint.clear_partial(run)
     write_run_file(ready)
     batches = StepBatches(ready.corpus.stream, config, config.batch.micro_sequences, ranks)
     saver = make_saver(ready, progress, ranks)
-    loss = pretraining_loss(ready.device, config.loop.compile == "on")
+    loss = pretraining_loss(ready.device, ready.arithmetic.is_compiled, ready.arithmetic.is_widened)
     work = Work(batches, lambda batch: float(batch.num_targets), loss, lambda batch: batch.input_ids.size, identify)
 
     def on_failure(state: TrainState, facts: dict[str, Any]) -> str:

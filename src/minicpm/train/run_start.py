@@ -95,6 +95,8 @@ def adopt(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
     loop, batch = config.loop, config.batch
     if loop.compile == "auto":
         loop = dataclasses.replace(loop, compile=before.loop.compile)
+    if loop.products == "auto":
+        loop = dataclasses.replace(loop, products=before.loop.products)
     if not batch.micro_sequences:
         batch = dataclasses.replace(batch, micro_sequences=before.batch.micro_sequences)
     return dataclasses.replace(config, loop=loop, batch=batch)

@@ -79,6 +79,7 @@ class LoopConfig:
         dtype: what is computed in; masters and moments are float32 either way.
         device: `auto` takes a GPU where there is one.
         compile: `auto` compiles runs of 200 steps and more where a C++ compiler is.
+        products: what bf16 values are multiplied in by compiled layers on a CPU; `auto` takes what is faster there.
         recompute_every: 1 recomputes every layer in the backward pass, 2 every second, 0 none.
         log_every: steps between records in `metrics.jsonl`.
         save_every: steps between checkpoints.
@@ -95,6 +96,7 @@ class LoopConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     device: str = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    products: Literal["auto", "bfloat16", "float32"] = "auto"
     recompute_every: int = 0
     log_every: int = 1
     save_every: int = 500

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,8 +59,11 @@ def test_uncompiled_it_is_the_plain_model_to_the_bit(tiny_config: ModelConfig) -
     assert torch.equal(hidden_states(model, ids, document_ids=documents), plain(model, ids, documents)[0])
 
 
+# How far q's and k's slopes may be off, in units of PyTorch's own error. In bf16 they are products rounded once more:
+# measured 1.3 to 1.5, and 0.8 for v. Widened only the results are rounded: 0.6 to 0.9.
+@pytest.mark.parametrize(("factors", "bound"), [(torch.bfloat16, 1.6), (torch.float32, 1.0)])
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_attention_in_bf16_is_as_true_as_pytorchs(is_packed: bool) -> None:
+def test_attention_in_bf16_is_as_true_as_pytorchs(is_packed: bool, factors: torch.dtype, bound: float) -> None:
     generator = torch.Generator().manual_seed(4)
     shape = (2, 3, 96, 16)
     # Scores up to about 20, where bf16 scores would be visibly wrong.
@@ -75,10 +80,9 @@ def test_attention_in_bf16_is_as_true_as_pytorchs(is_packed: bool) -> None:
     out = attend(*halves)
     theirs = torch.autograd.grad(out, halves, grad)
     q, k, v = (t.detach() for t in halves)
-    ours = attention_backward(q, k, v, out.detach(), grad, starts, 0.25)
+    ours = attention_backward(q, k, v, out.detach(), grad, starts, 0.25, factors)
     for mine, other, right in zip(ours, theirs, true, strict=True):
-        # Measured 1.4 to 1.5 for q and k, whose slopes are products rounded to bf16 once, and 0.8 for v.
-        assert (mine.double() - right).norm() <= 1.6 * (other.double() - right).norm()
+        assert (mine.double() - right).norm() <= bound * (other.double() - right).norm()
         assert (mine.double() - right).norm() <= 0.008 * right.norm()
 
 
@@ -93,17 +97,36 @@ def test_embedding_gradient_is_summed_in_float32(tiny_config: ModelConfig) -> No
     assert not grad[1:7].any()
 
 
+def test_widened_layers_are_as_true_as_bf16_ones(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = initialize(MiniCPM(tiny_config)).to(torch.bfloat16).float()
+    model = initialize(MiniCPM(tiny_config)).to(torch.bfloat16)
+    ids, documents = rows(tiny_config)
+    expected, expected_slopes = plain(exact, ids, documents)
+    theirs, their_slopes = plain(model, ids, documents)
+    monkeypatch.setattr(fused, "plain_layer", partial(decoder_layer, is_widened=True))
+    ours = hidden_states(model, ids, document_ids=documents)
+    # What is kept is bf16 either way, and that is most of the error: measured 1.01.
+    assert (ours.float() - expected).norm() <= 1.1 * (theirs.float() - expected).norm()
+    for name, slope in slopes(model, ours).items():
+        right = expected_slopes[name]
+        assert (slope.float() - right).norm() <= 1.1 * (their_slopes[name].float() - right).norm(), name
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of its own inside
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_layers_equal_the_plain_model(tiny_config: ModelConfig, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "is_widened", "bound"),
+    [(torch.float32, False, 1e-5), (torch.bfloat16, False, 1.1), (torch.bfloat16, True, 1.1)],
+)
+def test_compiled_layers_equal_the_plain_model(
+    tiny_config: ModelConfig, dtype: torch.dtype, is_widened: bool, bound: float
+) -> None:
     model = initialize(MiniCPM(tiny_config)).to(dtype)
     ids, documents = rows(tiny_config, 300)
     exact = initialize(MiniCPM(tiny_config))
     expected, expected_slopes = plain(exact, ids, documents)
     theirs, their_slopes = plain(model, ids, documents)
-    ours = hidden_states(model, ids, document_ids=documents, is_compiled=True)
-    bound = 1e-5 if dtype == torch.float32 else 1.1
+    ours = hidden_states(model, ids, document_ids=documents, is_compiled=True, is_widened=is_widened)
     scale = expected.norm() if dtype == torch.float32 else (theirs.float() - expected).norm()
     assert (ours.float() - expected).norm() <= bound * scale
     for name, slope in slopes(model, ours).items():

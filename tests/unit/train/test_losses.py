@@ -61,14 +61,17 @@ def test_only_one_side_wants_a_gradient() -> None:
     assert torch.autograd.grad(total, weight)[0].shape == weight.shape
 
 
-def test_bf16_is_as_true_as_whole_logits_in_bf16() -> None:
+# In units of the error of whole logits in bf16: measured 1.08; widened, where only the results are rounded, 0.84.
+@pytest.mark.parametrize(("is_widened", "bound"), [(False, 1.1), (True, 0.9)])
+def test_bf16_is_as_true_as_whole_logits_in_bf16(is_widened: bool, bound: float) -> None:
     exact_hidden, exact_weight, targets = inputs()
     exact = torch.autograd.grad(plain(exact_hidden, exact_weight, targets, 2.5, 1.0), (exact_hidden, exact_weight))
     hidden, weight, _ = inputs(torch.bfloat16)
     whole = torch.autograd.grad(plain(hidden, weight, targets, 2.5, 1.0), (hidden, weight))
-    ours = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, divisor=2.5, rows=16)[0], (hidden, weight))
+    total, _ = linear_cross_entropy(hidden, weight, targets, divisor=2.5, rows=16, is_widened=is_widened)
+    ours = torch.autograd.grad(total, (hidden, weight))
     for mine, theirs, true in zip(ours, whole, exact, strict=True):
-        assert (mine.float() - true).norm() <= 1.1 * (theirs.float() - true).norm()
+        assert (mine.float() - true).norm() <= bound * (theirs.float() - true).norm()
 
 
 def test_nothing_supervised_is_zero_and_has_zero_gradient() -> None:
