@@ -108,7 +108,9 @@ def plot_coordinates(found: Mapping[str, Coordinates], path: Path) -> None:
             for step in range(len(next(iter(by_width.values())))):
                 values = [values[step] for values in by_width.values()]
                 if min(values) > 0:
-                    axes[row][column].loglog(list(by_width), values, "o-", label=f"step {step}", base=2)
+                    # By the step: a part that begins at 0 has no line for it, and the others keep their colours.
+                    line = {"label": f"step {step}", "color": f"C{step}"}
+                    axes[row][column].loglog(list(by_width), values, "o-", base=2, **line)
             axes[row][column].set_title(f"{title}: {part}", fontsize=9)
             axes[row][column].set_xlabel("width")
     axes[0][0].legend(fontsize=7)
