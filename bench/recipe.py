@@ -1,11 +1,13 @@
 """Does the recipe train well? Held-out loss against transformers' Llama with AdamW on the same batches, three ways.
 
     neutral    our loop and model with every MiniCPM scale neutral and one rate for all parameters
-    llama      LlamaForCausalLM, autocast bf16, AdamW, the same start, batches, schedule and document borders
+    llama      LlamaForCausalLM, autocast bf16, AdamW, the same std, batches, schedule and document borders
     recipe     MiniCPM's scales and muP groups at the report's rate
 
 Text: the pretraining bundle beside the checkout (English, Chinese, code), else the standard library's sources.
 `--rates` sweeps the rate at two widths instead: the best one should be the same. A ratio is peer's loss over ours.
+With `--home` what was trained stays there, and contenders that are finished are not trained again, so that `--only`
+can take them one by one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,9 @@ from minicpm.data.mixture import Mix, StageMixture
 from minicpm.model import MiniCPM
 from minicpm.train import schedule as schedules
 from minicpm.train.heldout import HeldoutText
-from minicpm.train.log import read_metrics
+from minicpm.train.log import MetricsFile, read_metrics
 from minicpm.train.optim import OptimizerConfig
+from minicpm.train.plot import smooth
 from minicpm.train.pretrain import Ready, prepare, pretrain, pretraining_loss
 from minicpm.train.pretrain_config import CorpusConfig, PretrainConfig, TokenizerConfig
 from minicpm.train.run_start import Start
@@ -86,16 +90,20 @@ def ready(home: Path, config: PretrainConfig) -> Ready:
     return prepare(config, home / config.name, Start(), print)
 
 
-def train_ours(home: Path, config: PretrainConfig) -> float:
+def heldout(home: Path, name: str) -> float | None:
+    """Return what a finished run reached."""
+    return next((float(row["heldout_loss"]) for row in read_metrics(home / name) if "heldout_loss" in row), None)
+
+
+def train_ours(home: Path, config: PretrainConfig) -> None:
     pretrain(ready(home, config), lambda line: None)
-    rows = read_metrics(home / config.name)
-    return float(next(row["heldout_loss"] for row in rows if "heldout_loss" in row))
 
 
-def train_llama(home: Path, config: PretrainConfig) -> float:
+def train_llama(home: Path, config: PretrainConfig) -> None:
     """The peer: its own model code and optimizer on our batches."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    torch.manual_seed(config.loop.seed)
     made, shape = ready(home, dataclasses.replace(config, name="llama")), config.model
     peer = LlamaForCausalLM(
         LlamaConfig(
@@ -105,21 +113,27 @@ def train_llama(home: Path, config: PretrainConfig) -> float:
             max_position_embeddings=shape.max_position_embeddings,
         )
     )  # fmt: skip
+    metrics = MetricsFile(home / "llama", 0)
     optimizer = torch.optim.AdamW(peer.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     for step in range(1, config.schedule.total_steps + 1):
         batch = made.corpus.stream.batch(config.batch.sequences_before(step), config.batch.at(step))
         for group in optimizer.param_groups:
             group["lr"] = schedules.lr(config.schedule, step)
-        llama_loss(peer, batch).backward()
+        loss = llama_loss(peer, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if step % config.loop.log_every == 0:
+            metrics.add({"step": step, "loss": float(loss)})
     # The same names: the trained weights are measured by the very code that measures ours.
     measured = MiniCPM(shape)
     measured.load_state_dict({n: t for n, t in peer.state_dict().items() if n != "lm_head.weight"})
     text = HeldoutText(made.corpus.heldout, config.batch.sequence_length, config.loop.eval_sequences, config.loop.seed)
-    loss = pretraining_loss(torch.device("cpu"), False)
-    return text.measure(measured.to(torch.bfloat16), loss, config.batch.micro_sequences)["heldout_loss"]
+    found = text.measure(
+        measured.to(torch.bfloat16), pretraining_loss(torch.device("cpu"), False), config.batch.micro_sequences
+    )
+    metrics.add({"step": config.schedule.total_steps, **found})
 
 
 def llama_loss(peer: Any, batch: Batch) -> torch.Tensor:
@@ -137,14 +151,24 @@ def llama_loss(peer: Any, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def against_llama(home: Path, steps: int) -> list[Row]:
-    lr = 2e-3
-    neutral = configuration(home, "neutral", model(128, 6, True), lr, steps, False)
-    losses = {"neutral": train_ours(home, neutral)}
-    began = time.perf_counter()
-    losses["llama"] = train_llama(home, neutral)
-    print(f"llama: {time.perf_counter() - began:.0f} s")
-    losses["recipe"] = train_ours(home, configuration(home, "recipe", model(128, 6, False), 0.01, steps, True))
+def against_llama(home: Path, steps: int, only: str, picture: Path | None) -> list[Row]:
+    neutral = configuration(home, "neutral", model(128, 6, True), 2e-3, steps, False)
+    recipe = configuration(home, "recipe", model(128, 6, False), 0.01, steps, True)
+    runs: dict[str, Callable[[], None]] = {
+        "neutral": lambda: train_ours(home, neutral),
+        "llama": lambda: train_llama(home, neutral),
+        "recipe": lambda: train_ours(home, recipe),
+    }
+    for name, run in runs.items():
+        if heldout(home, name) is None and only in ("", name):
+            began = time.perf_counter()
+            run()
+            print(f"{name}: {time.perf_counter() - began:.0f} s")
+    losses = {name: loss for name in runs if (loss := heldout(home, name)) is not None}
+    if len(losses) < len(runs):
+        print(f"finished: {', '.join(losses)}; still to train: {', '.join(n for n in runs if n not in losses)}")
+        return []
+    show_curves(home, list(runs), picture)
     return [
         compare("neutral-loss", losses["neutral"], losses["llama"], "transformers Llama", "nats", 1 / 1.02,
                 less_is_better=True),
@@ -153,15 +177,41 @@ def against_llama(home: Path, steps: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def show_curves(home: Path, names: list[str], picture: Path | None) -> None:
+    """Print the smoothed training losses side by side, and draw them."""
+    curves = {}
+    for name in names:
+        rows = [(row["step"], row["loss"]) for row in read_metrics(home / name) if "loss" in row]
+        curves[name] = dict(smooth(rows, keep=0.8))
+    steps = list(curves[names[0]])
+    for step in steps[:: max(len(steps) // 10, 1)] + steps[-1:]:
+        print(f"step {step:5}  " + "  ".join(f"{name} {curve[step]:.4f}" for name, curve in curves.items()))
+    if picture is None:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), label=f"{name}: held out {heldout(home, name):.4f}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss, nats a token (smoothed)")
+    axes.legend()
+    figure.savefig(picture, dpi=110)
+
+
 def best_rates(home: Path, steps: int) -> list[Row]:
     grid = (0.0025, 0.005, 0.01, 0.02, 0.04)
     best = []
     for hidden in (64, 256):
-        shape = model(hidden, 4, False)
-        losses = {
-            rate: train_ours(home, configuration(home, f"w{hidden}-{rate:g}", shape, rate, steps, True))
-            for rate in grid
-        }
+        losses = {}
+        for rate in grid:
+            name = f"w{hidden}-{rate:g}"
+            if heldout(home, name) is None:
+                train_ours(home, configuration(home, name, model(hidden, 4, False), rate, steps, True))
+            losses[rate] = heldout(home, name) or float("inf")
         print(f"width {hidden}: " + ", ".join(f"lr {rate:g} → {loss:.4f}" for rate, loss in losses.items()))
         best.append(grid.index(min(losses, key=lambda rate: losses[rate])))
     # Neighbours on the grid count as the same.
@@ -173,11 +223,17 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=0, help="(default: 600; 20 with --quick; 150 with --rates)")
     parser.add_argument("--rates", action="store_true", help="sweep the rate at two widths")
+    parser.add_argument("--home", type=Path, help="keep what is trained in this folder")
+    parser.add_argument("--only", default="", choices=["neutral", "llama", "recipe"], help="train this one only")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the curves")
     options = parser.parse_args()
     steps = options.steps or (20 if options.quick else 150 if options.rates else 600)
     with tempfile.TemporaryDirectory() as folder:
-        learn_tokenizer(Path(folder))
-        rows = best_rates(Path(folder), steps) if options.rates else against_llama(Path(folder), steps)
+        home = options.home or Path(folder)
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "tokenizer").is_dir():
+            learn_tokenizer(home)
+        rows = best_rates(home, steps) if options.rates else against_llama(home, steps, options.only, options.picture)
     finish(rows, options)
 
 
