@@ -1,5 +1,6 @@
 #include "packing.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace minicpm {
@@ -13,8 +14,6 @@ uint32_t word(const uint8_t* p) {
     std::memcpy(&w, p, 4);
     return w;
 }
-
-void put(uint8_t* p, uint32_t w) { std::memcpy(p, &w, 4); }
 
 float half_to_float(uint16_t half) {
     const uint32_t sign = uint32_t{half & 0x8000u} << 16;
@@ -40,85 +39,85 @@ uint8_t* codes_of(const Matrix& m, uint8_t* tile, int group) {
 
 uint8_t* header_of(const Matrix& m, uint8_t* tile, int group) { return tile + group / 2 * block_bytes(m.packing); }
 
-// Copies the fp16 at `value` to where halves number `slot` (of 16 rows each) stand.
-void put_half(uint8_t* header, int slot, int lane, const uint8_t* value) {
-    std::memcpy(header + (slot * kTileRows + lane) * 2, value, 2);
+// Four words that are worked on together; compilers have registers for them on every machine.
+using Words = uint32_t __attribute__((vector_size(16)));
+
+Words load(const uint8_t* p) {
+    Words w;
+    std::memcpy(&w, p, 16);
+    return w;
 }
 
-// Packs 32 codes of 4 bits; word i holds inputs 4i … 4i + 3, a byte each.
-void put_nibbles(uint8_t* codes, int lane, const uint32_t (&words)[8]) {
-    for (int i = 0; i < 4; ++i) put(codes + 64 * i + 4 * lane, words[2 * i] | words[2 * i + 1] << 4);
+template <int A, int B, int C, int D>
+Words pick(Words x, Words y) {
+    return __builtin_shufflevector(x, y, A, B, C, D);
 }
 
-void put_bytes(uint8_t* codes, int lane, const int8_t (&bytes)[32]) {
-    for (int i = 0; i < 8; ++i) std::memcpy(codes + 64 * i + 4 * lane, bytes + 4 * i, 4);
-}
+// What one group of a row becomes: where its halves and bytes stand in the block's header, and its codes in words of
+// four inputs (W = 4: two nibbles to a byte, words 2i and 2i + 1 of a row in the low and high ones of word i; W = 8).
+struct Lane {
+    uint8_t* header;
+    int row;
 
-template <class Value>
-void pack_floats(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int k = 0; k < m.inputs; ++k) {
-        std::memcpy(tile + (size_t(k) * kTileRows + lane) * sizeof(Value), row + k * sizeof(Value), sizeof(Value));
+    // Puts the fp16 at `value` where halves number `slot` (of 16 rows each) stand.
+    void put_half(int slot, const uint8_t* value) const {
+        std::memcpy(header + (slot * kTileRows + row) * 2, value, 2);
     }
+    void put_byte(int offset, uint8_t value) const { header[offset + row] = value; }
+};
+
+// Packs 32 codes of 4 bits, one in each byte.
+void put_nibbles(uint32_t* words, Words first, Words second) {
+    const Words packed = pick<0, 2, 4, 6>(first, second) | pick<1, 3, 5, 7>(first, second) << 4;
+    std::memcpy(words, &packed, 16);
 }
 
 // Low nibbles are inputs 0..15, high ones 16..31.
-void pack_split_nibbles(const uint8_t* q, uint8_t* codes, int lane) {
-    uint32_t words[8];
-    for (int i = 0; i < 4; ++i) {
-        words[i] = word(q + 4 * i) & kNibbles;
-        words[4 + i] = word(q + 4 * i) >> 4 & kNibbles;
-    }
-    put_nibbles(codes, lane, words);
+void split_nibbles(const uint8_t* q, uint32_t* words) {
+    const Words both = load(q);
+    put_nibbles(words, both & kNibbles, both >> 4 & kNibbles);
 }
 
-void pack_q4_0(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g, row += 18) {
-        put_half(header_of(m, tile, g), g % 2, lane, row);
-        pack_split_nibbles(row + 2, codes_of(m, tile, g), lane);
-    }
+void pack_q4_0(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    row += size_t(g) * 18;
+    lane.put_half(g % 2, row);
+    split_nibbles(row + 2, words);
 }
 
-void pack_q4_1(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g, row += 20) {
-        put_half(header_of(m, tile, g), g % 2, lane, row);
-        put_half(header_of(m, tile, g), 2 + g % 2, lane, row + 2);
-        pack_split_nibbles(row + 4, codes_of(m, tile, g), lane);
-    }
+void pack_q4_1(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    row += size_t(g) * 20;
+    lane.put_half(g % 2, row);
+    lane.put_half(2 + g % 2, row + 2);
+    split_nibbles(row + 4, words);
 }
 
-void pack_q8_0(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g, row += 34) {
-        put_half(header_of(m, tile, g), g % 2, lane, row);
-        uint8_t* codes = codes_of(m, tile, g);
-        for (int i = 0; i < 8; ++i) std::memcpy(codes + 64 * i + 4 * lane, row + 2 + 4 * i, 4);
-    }
+void pack_q8_0(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    row += size_t(g) * 34;
+    lane.put_half(g % 2, row);
+    std::memcpy(words, row + 2, 32);
 }
 
 // Five-bit codes: nibbles as in four-bit types, the fifth bits of inputs 0..31 in one word.
-void five_bits(const uint8_t* q, uint32_t fifth, int zero, int8_t (&bytes)[32]) {
+void five_bits(const uint8_t* q, uint32_t fifth, int zero, uint32_t* words) {
+    int8_t bytes[32];
     for (int i = 0; i < 16; ++i) {
         bytes[i] = static_cast<int8_t>((q[i] & 15) + static_cast<int>(fifth >> i & 1) * 16 - zero);
         bytes[16 + i] = static_cast<int8_t>((q[i] >> 4) + static_cast<int>(fifth >> (16 + i) & 1) * 16 - zero);
     }
+    std::memcpy(words, bytes, 32);
 }
 
-void pack_q5_0(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g, row += 22) {
-        put_half(header_of(m, tile, g), g % 2, lane, row);
-        int8_t bytes[32];
-        five_bits(row + 6, word(row + 2), 16, bytes);
-        put_bytes(codes_of(m, tile, g), lane, bytes);
-    }
+void pack_q5_0(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    row += size_t(g) * 22;
+    lane.put_half(g % 2, row);
+    five_bits(row + 6, word(row + 2), 16, words);
 }
 
-void pack_q5_1(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g, row += 24) {
-        put_half(header_of(m, tile, g), g % 2, lane, row);
-        put_half(header_of(m, tile, g), 2 + g % 2, lane, row + 2);
-        int8_t bytes[32];
-        five_bits(row + 8, word(row + 4), 0, bytes);
-        put_bytes(codes_of(m, tile, g), lane, bytes);
-    }
+void pack_q5_1(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    row += size_t(g) * 24;
+    lane.put_half(g % 2, row);
+    lane.put_half(2 + g % 2, row + 2);
+    five_bits(row + 8, word(row + 4), 0, words);
 }
 
 // The 6-bit scale and minimum of group `g` of 8, from the 12 bytes that hold both.
@@ -132,65 +131,105 @@ void super_scales(const uint8_t* s, int g, uint8_t& scale, uint8_t& minimum) {
     }
 }
 
-void put_super_header(const Matrix& m, uint8_t* tile, int group, int lane, const uint8_t* block) {
-    uint8_t* header = header_of(m, tile, group);
-    put_half(header, 0, lane, block);
-    put_half(header, 1, lane, block + 2);
-    super_scales(block + 4, group % 8, header[64 + group % 2 * 16 + lane], header[96 + group % 2 * 16 + lane]);
+void put_super_header(const Lane& lane, int g, const uint8_t* block) {
+    lane.put_half(0, block);
+    lane.put_half(1, block + 2);
+    uint8_t scale, minimum;
+    super_scales(block + 4, g % 8, scale, minimum);
+    lane.put_byte(64 + g % 2 * kTileRows, scale);
+    lane.put_byte(96 + g % 2 * kTileRows, minimum);
 }
 
 // Pairs of groups share 32 bytes: the first has the low nibbles, the second the high ones.
-void pack_q4_k(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g) {
-        const uint8_t* block = row + g / 8 * 144;
-        put_super_header(m, tile, g, lane, block);
-        const uint8_t* q = block + 16 + g % 8 / 2 * 32;
-        uint32_t words[8];
-        for (int i = 0; i < 8; ++i) words[i] = word(q + 4 * i) >> (g % 2 * 4) & kNibbles;
-        put_nibbles(codes_of(m, tile, g), lane, words);
-    }
+void pack_q4_k(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    const uint8_t* block = row + size_t(g / 8) * 144;
+    put_super_header(lane, g, block);
+    const uint8_t* q = block + 16 + g % 8 / 2 * 32;
+    const int shift = g % 2 * 4;
+    put_nibbles(words, load(q) >> shift & kNibbles, load(q + 16) >> shift & kNibbles);
 }
 
-void pack_q5_k(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g) {
-        const uint8_t* block = row + g / 8 * 176;
-        put_super_header(m, tile, g, lane, block);
-        const uint8_t* fifth = block + 16;
-        const uint8_t* q = block + 48 + g % 8 / 2 * 32;
-        int8_t bytes[32];
-        for (int i = 0; i < 32; ++i) {
-            bytes[i] = static_cast<int8_t>((q[i] >> (g % 2 * 4) & 15) | (fifth[i] >> (g % 8) & 1) << 4);
-        }
-        put_bytes(codes_of(m, tile, g), lane, bytes);
+void pack_q5_k(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    const uint8_t* block = row + size_t(g / 8) * 176;
+    put_super_header(lane, g, block);
+    const uint8_t* fifth = block + 16;
+    const uint8_t* q = block + 48 + g % 8 / 2 * 32;
+    uint8_t bytes[32];
+    for (int i = 0; i < 32; ++i) {
+        bytes[i] = static_cast<uint8_t>((q[i] >> (g % 2 * 4) & 15) | (fifth[i] >> (g % 8) & 1) << 4);
     }
+    std::memcpy(words, bytes, 32);
 }
 
 // Halves of 128 inputs: 64 bytes of low nibbles and high nibbles, 32 bytes of upper pairs of bits, 8 scales.
-void pack_q6_k(const uint8_t* row, const Matrix& m, int lane, uint8_t* tile) {
-    for (int g = 0; g < m.inputs / 32; ++g) {
-        const uint8_t* block = row + g / 8 * 210;
-        const int half = g % 8 / 4, quarter = g % 4;
-        const uint8_t* low = block + half * 64 + quarter % 2 * 32;
-        const uint8_t* high = block + 128 + half * 32;
-        int8_t bytes[32];
-        for (int i = 0; i < 32; ++i) {
-            const int code = (low[i] >> (quarter / 2 * 4) & 15) | (high[i] >> (2 * quarter) & 3) << 4;
-            bytes[i] = static_cast<int8_t>(code - 32);
+void pack_q6_k(const uint8_t* row, int g, const Lane& lane, uint32_t* words) {
+    const uint8_t* block = row + size_t(g / 8) * 210;
+    const int half = g % 8 / 4, quarter = g % 4;
+    const uint8_t* low = block + half * 64 + quarter % 2 * 32;
+    const uint8_t* high = block + 128 + half * 32;
+    int8_t bytes[32];
+    for (int i = 0; i < 32; ++i) {
+        const int code = (low[i] >> (quarter / 2 * 4) & 15) | (high[i] >> (2 * quarter) & 3) << 4;
+        bytes[i] = static_cast<int8_t>(code - 32);
+    }
+    std::memcpy(words, bytes, 32);
+    lane.put_half(0, block + 208);
+    for (int i = 0; i < 2; ++i) lane.put_byte(64 + (g % 2 * 2 + i) * kTileRows, block[192 + g % 8 * 2 + i]);
+}
+
+// Writes W words of each of 16 rows so that words number i of all rows stand side by side.
+template <int W>
+void transpose(const uint32_t (&words)[kTileRows][W], uint8_t* out) {
+    for (int row = 0; row < kTileRows; row += 4) {
+        for (int i = 0; i < W; i += 4) {
+            Words in[4];
+            for (int k = 0; k < 4; ++k) std::memcpy(&in[k], &words[row + k][i], 16);
+            const Words low = pick<0, 4, 1, 5>(in[0], in[1]), high = pick<2, 6, 3, 7>(in[0], in[1]);
+            const Words low2 = pick<0, 4, 1, 5>(in[2], in[3]), high2 = pick<2, 6, 3, 7>(in[2], in[3]);
+            const Words lines[4] = {pick<0, 1, 4, 5>(low, low2), pick<2, 3, 6, 7>(low, low2),
+                                    pick<0, 1, 4, 5>(high, high2), pick<2, 3, 6, 7>(high, high2)};
+            for (int k = 0; k < 4; ++k) std::memcpy(out + 64 * (i + k) + 4 * row, &lines[k], 16);
         }
-        put_bytes(codes_of(m, tile, g), lane, bytes);
+    }
+}
+
+template <int W, void PackGroup(const uint8_t* row, int group, const Lane& lane, uint32_t* words)>
+void pack_groups(const uint8_t* rows, size_t stride, int count, const Matrix& m, uint8_t* tile) {
+    alignas(64) uint32_t words[kTileRows][W] = {};
+    const size_t share = kTileRows * stride / (m.inputs / kGroupInputs);
+    for (int g = 0; g < m.inputs / kGroupInputs; ++g) {
+        // Sixteen rows are read side by side, which the processor's own prefetching does not follow: the next tile's
+        // bytes, which lie in one piece, come in meanwhile. Beyond the last tile a prefetch does nothing.
+        const uint8_t* next = rows + kTileRows * stride + g * share;
+        for (size_t i = 0; i < share; i += 64) __builtin_prefetch(next + i);
         uint8_t* header = header_of(m, tile, g);
-        put_half(header, 0, lane, block + 208);
-        for (int i = 0; i < 2; ++i) header[64 + (g % 2 * 2 + i) * 16 + lane] = block[192 + g % 8 * 2 + i];
+        for (int row = 0; row < count; ++row) PackGroup(rows + row * stride, g, {header, row}, words[row]);
+        transpose<W>(words, codes_of(m, tile, g));
+    }
+}
+
+template <class Value>
+void pack_floats(const uint8_t* rows, size_t stride, int count, const Matrix& m, uint8_t* tile) {
+    for (int row = 0; row < count; ++row) {
+        for (int k = 0; k < m.inputs; ++k) {
+            const uint8_t* value = rows + row * stride + k * sizeof(Value);
+            std::memcpy(tile + (size_t(k) * kTileRows + row) * sizeof(Value), value, sizeof(Value));
+        }
     }
 }
 
 constexpr BlockType kBlockTypes[] = {
-    {"F32", Packing::kF32, 1, 4, pack_floats<uint32_t>},   {"F16", Packing::kF16, 1, 2, pack_floats<uint16_t>},
-    {"BF16", Packing::kBF16, 1, 2, pack_floats<uint16_t>}, {"Q4_0", Packing::kU4Scale, 32, 18, pack_q4_0},
-    {"Q4_1", Packing::kU4ScaleMin, 32, 20, pack_q4_1},     {"Q5_0", Packing::kS8Scale, 32, 22, pack_q5_0},
-    {"Q5_1", Packing::kS8ScaleMin, 32, 24, pack_q5_1},     {"Q8_0", Packing::kS8Scale, 32, 34, pack_q8_0},
-    {"Q4_K", Packing::kU4Super, 256, 144, pack_q4_k},      {"Q5_K", Packing::kS8Super, 256, 176, pack_q5_k},
-    {"Q6_K", Packing::kS8Super16, 256, 210, pack_q6_k},
+    {"F32", Packing::kF32, 1, 4, pack_floats<uint32_t>},
+    {"F16", Packing::kF16, 1, 2, pack_floats<uint16_t>},
+    {"BF16", Packing::kBF16, 1, 2, pack_floats<uint16_t>},
+    {"Q4_0", Packing::kU4Scale, 32, 18, pack_groups<4, pack_q4_0>},
+    {"Q4_1", Packing::kU4ScaleMin, 32, 20, pack_groups<4, pack_q4_1>},
+    {"Q5_0", Packing::kS8Scale, 32, 22, pack_groups<8, pack_q5_0>},
+    {"Q5_1", Packing::kS8ScaleMin, 32, 24, pack_groups<8, pack_q5_1>},
+    {"Q8_0", Packing::kS8Scale, 32, 34, pack_groups<8, pack_q8_0>},
+    {"Q4_K", Packing::kU4Super, 256, 144, pack_groups<4, pack_q4_k>},
+    {"Q5_K", Packing::kS8Super, 256, 176, pack_groups<8, pack_q5_k>},
+    {"Q6_K", Packing::kS8Super16, 256, 210, pack_groups<8, pack_q6_k>},
 };
 
 float half_at(const uint8_t* header, int slot, int lane) {
@@ -251,10 +290,9 @@ const BlockType* find_block_type(std::string_view name) {
 }
 
 void pack_tile(const BlockType& type, const uint8_t* rows, size_t stride, const Matrix& matrix, int tile) {
-    uint8_t* out = matrix.data + tile * matrix.tile_bytes();
-    for (int lane = 0; lane < kTileRows && tile * kTileRows + lane < matrix.rows; ++lane) {
-        type.pack_row(rows + size_t(tile * kTileRows + lane) * stride, matrix, lane, out);
-    }
+    const int first = tile * kTileRows;
+    const int count = std::min(kTileRows, matrix.rows - first);
+    type.pack_rows(rows + size_t(first) * stride, stride, count, matrix, matrix.data + tile * matrix.tile_bytes());
 }
 
 void unpack_row(const Matrix& m, int row, float* out) {

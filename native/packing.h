@@ -14,8 +14,8 @@ struct BlockType {
     Packing packing;
     int inputs;
     int bytes;
-    // Packs one row into lane `lane` of a tile that is zero so far.
-    void (*pack_row)(const uint8_t* row, const Matrix& matrix, int lane, uint8_t* tile);
+    // Packs up to 16 rows, `stride` bytes apart, into a tile that is zero so far.
+    void (*pack_rows)(const uint8_t* rows, size_t stride, int count, const Matrix& matrix, uint8_t* tile);
 };
 
 // The type called `name`, or nullptr.
