@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string_view>
+#include <utility>
 
 namespace minicpm {
 
@@ -13,6 +15,8 @@ namespace {
 constexpr int kTileQueries = 32;
 // Up to this many rows, a tile's chunks are spread over the threads.
 constexpr int kRowsOfDecode = 2;
+// Bytes of a file that one task packs before it gives their pages back.
+constexpr size_t kPackedAtOnce = size_t{1} << 20;
 
 }  // namespace
 
@@ -22,48 +26,61 @@ Decoder::Decoder(const Shape& shape, const Cache& cache, const Kernels& kernels,
 }
 
 LayerCache Decoder::cache_of(int layer) const {
-    LayerCache cache{nullptr, cache_.type, cache_.block_tokens, shape_.num_kv_heads, shape_.head_width()};
-    cache.data = cache_memory_.data() + size_t(layer) * cache_.num_blocks * 2 * cache.part_bytes();
+    LayerCache cache{nullptr,          cache_.type, cache_.block_tokens, shape_.num_kv_heads, shape_.head_width(),
+                     shape_.num_layers};
+    cache.data = cache_memory_.data() + layer * 2 * cache.part_bytes();
     return cache;
 }
 
-Matrix Decoder::pack(const BlockType& type, const uint8_t* data, int rows, int columns) {
-    Matrix matrix{type.packing, rows, columns, nullptr};
-    matrix.data = arena_.take(matrix.bytes());
-    const size_t stride = size_t(columns) / type.inputs * type.bytes;
-    pool_.run(matrix.num_tiles(), [&](int tile) { pack_tile(type, data, stride, matrix, tile); });
-    return matrix;
+Matrix& Decoder::find_matrix(const std::string& name, int layer) {
+    static constexpr std::pair<std::string_view, Matrix Layer::*> kOfLayers[] = {
+        {"q_proj", &Layer::query},   {"k_proj", &Layer::key}, {"v_proj", &Layer::value},   {"o_proj", &Layer::output},
+        {"gate_proj", &Layer::gate}, {"up_proj", &Layer::up}, {"down_proj", &Layer::down},
+    };
+    if (name == "embed_tokens") return embedding_;
+    if (name == "lm_head") return head_ ? *head_ : head_.emplace();
+    for (const auto& [known, matrix] : kOfLayers) {
+        if (name == known) return layers_.at(layer).*matrix;
+    }
+    refuse("there is no matrix called " + name);
 }
 
-void Decoder::set_matrix(const std::string& name, int layer, const BlockType& type, const uint8_t* data, int rows,
-                         int columns) {
+void Decoder::add_matrix(const std::string& name, int layer, const BlockType& type, const uint8_t* data, int rows,
+                         int columns, bool is_file) {
     const std::lock_guard lock(mutex_);
     if (columns % type.inputs) refuse("a row of " + std::to_string(columns) + " weights is no whole number of blocks");
-    const Matrix matrix = pack(type, data, rows, columns);
-    if (name == "embed_tokens") {
-        embedding_ = matrix;
-    } else if (name == "lm_head") {
-        head_ = matrix;
-    } else {
-        Layer& at = layers_.at(layer);
-        if (name == "q_proj") {
-            at.query = matrix;
-        } else if (name == "k_proj") {
-            at.key = matrix;
-        } else if (name == "v_proj") {
-            at.value = matrix;
-        } else if (name == "o_proj") {
-            at.output = matrix;
-        } else if (name == "gate_proj") {
-            at.gate = matrix;
-        } else if (name == "up_proj") {
-            at.up = matrix;
-        } else if (name == "down_proj") {
-            at.down = matrix;
-        } else {
-            refuse("there is no matrix called " + name);
-        }
+    Matrix& matrix = find_matrix(name, layer);
+    matrix = {type.packing, rows, columns, nullptr};
+    sources_.push_back({&type, data, &matrix, is_file});
+}
+
+void Decoder::pack() {
+    const std::lock_guard lock(mutex_);
+    size_t bytes = 0;
+    for (const Source& source : sources_) bytes += round_up(source.matrix->bytes(), 64);
+    arena_.reserve(bytes);
+    for (const Source& source : sources_) {
+        source.matrix->data = arena_.take(source.matrix->bytes());
+        pack(source);
     }
+    sources_.clear();
+}
+
+void Decoder::pack(const Source& source) {
+    const Matrix& matrix = *source.matrix;
+    const size_t stride = size_t(matrix.inputs) / source.type->inputs * source.type->bytes;
+    const int tiles = matrix.num_tiles();
+    const int most = std::max(1, tiles / (num_threads() * 2));
+    const int share = std::clamp(static_cast<int>(kPackedAtOnce / (stride * kTileRows)), 1, most);
+    pool_.run((tiles + share - 1) / share, [&](int task) {
+        const int begin = task * share, end = std::min(tiles, begin + share);
+        for (int tile = begin; tile < end; ++tile) pack_tile(*source.type, source.data, stride, matrix, tile);
+        if (!source.is_file) return;
+        const size_t first = size_t(begin) * kTileRows, last = std::min(matrix.rows, end * kTileRows);
+        release_file_pages(source.data + first * stride, (last - first) * stride);
+    });
+    // Reading near a seam brings pages of the neighbour back.
+    if (source.is_file) release_file_pages(source.data, matrix.rows * stride);
 }
 
 void Decoder::set_norm(const std::string& name, int layer, std::span<const float> weight) {

@@ -66,9 +66,12 @@ class Decoder {
     Decoder(const Shape& shape, const Cache& cache, const Kernels& kernels, int num_threads);
 
     // `name` is the last part of the HF name, such as "q_proj", "embed_tokens" or "lm_head"; `layer` is -1 outside
-    // layers.
-    void set_matrix(const std::string& name, int layer, const BlockType& type, const uint8_t* data, int rows,
-                    int columns);
+    // layers. `data` must stay where it is until `pack`; if it is a file's, mapped to be read only, `pack` gives its
+    // pages back as it goes.
+    void add_matrix(const std::string& name, int layer, const BlockType& type, const uint8_t* data, int rows,
+                    int columns, bool is_file = false);
+    // Packs what was added since the last time.
+    void pack();
     void set_norm(const std::string& name, int layer, std::span<const float> weight);
 
     // Writes (M, vocab_size) or (M, hidden_size). Throws std::invalid_argument before any work for an index that is out
@@ -104,6 +107,13 @@ class Decoder {
         Output output;
     };
 
+    struct Source {
+        const BlockType* type;
+        const uint8_t* data;
+        Matrix* matrix;
+        bool is_file;
+    };
+
     void check(const Step& step) const;
     void plan(const Step& step);
     void reserve(const Step& step);
@@ -128,7 +138,8 @@ class Decoder {
     LayerCache cache_of(int layer) const;
     template <class Copy>
     void each_block_layer(std::span<const int32_t> blocks, const Copy& copy);
-    Matrix pack(const BlockType& type, const uint8_t* data, int rows, int columns);
+    Matrix& find_matrix(const std::string& name, int layer);
+    void pack(const Source& source);
 
     const Shape shape_;
     const Cache cache_;
@@ -141,6 +152,7 @@ class Decoder {
     std::optional<Matrix> head_;  // none: tied to the embedding
     std::vector<float> final_norm_;
     std::vector<Layer> layers_;
+    std::vector<Source> sources_;  // not packed yet
 
     // The plan of the step that runs.
     std::vector<Run> runs_;

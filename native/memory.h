@@ -3,6 +3,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -31,6 +32,14 @@ inline void mark_unused([[maybe_unused]] const void* begin, [[maybe_unused]] siz
 }
 
 constexpr size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Gives back the pages of a mapped file that hold these bytes; whoever looks at them again reads them again.
+inline void release_file_pages(const uint8_t* begin, size_t bytes) {
+    static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / page * page;
+    const uintptr_t last = round_up(reinterpret_cast<uintptr_t>(begin) + bytes, page);
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
 
 // One mapping; aligned to a huge page if it is as large as one.
 class Region {
@@ -82,19 +91,18 @@ class Region {
     size_t mapped_ = 0;
 };
 
-// Hands out 64-byte-aligned pieces that live as long as the arena. Many small weights share huge pages.
+// Hands out 64-byte-aligned pieces that live as long as the arena. Many small weights share huge pages if room for them
+// was reserved.
 class Arena {
   public:
+    // The next pieces, of this many bytes together, come from one region.
+    void reserve(size_t bytes) {
+        if (bytes > left_) add_region(bytes);
+    }
     uint8_t* take(size_t bytes) {
         const size_t asked = bytes;
         bytes = round_up(bytes, 64);
-        if (bytes > left_) {
-            const size_t chunk = bytes > kChunk ? bytes : kChunk;
-            regions_.emplace_back(chunk);
-            next_ = regions_.back().data();
-            left_ = chunk;
-            mark_unused(next_, left_);
-        }
+        reserve(bytes);
         uint8_t* piece = next_;
         mark_used(piece, asked);
         next_ += bytes;
@@ -105,7 +113,13 @@ class Arena {
     size_t used_bytes() const { return used_; }
 
   private:
-    static constexpr size_t kChunk = size_t{64} << 20;
+    void add_region(size_t bytes) {
+        regions_.emplace_back(bytes);
+        next_ = regions_.back().data();
+        left_ = bytes;
+        mark_unused(next_, left_);
+    }
+
     std::vector<Region> regions_;
     uint8_t* next_ = nullptr;
     size_t left_ = 0;

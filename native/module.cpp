@@ -72,15 +72,14 @@ Decoder* make_decoder(void* memory, const nb::dict& shape, const std::string& ke
                                 find_kernels(kernel), num_threads);
 }
 
-void set_matrix(Decoder& decoder, const std::string& name, int layer, const std::string& block_type, const Bytes& data,
-                int columns) {
+void add_matrix(Decoder& decoder, const std::string& name, int layer, const std::string& block_type, const Bytes& data,
+                int columns, bool is_file) {
     const BlockType* type = find_block_type(block_type);
     if (!type) throw std::invalid_argument("the engine does not run block type " + block_type);
     if (columns % type->inputs || data.shape(1) != size_t(columns) / type->inputs * type->bytes) {
         throw std::invalid_argument("data does not have the row size of its block type");
     }
-    const nb::gil_scoped_release released;
-    decoder.set_matrix(name, layer, *type, data.data(), static_cast<int>(data.shape(0)), columns);
+    decoder.add_matrix(name, layer, *type, data.data(), static_cast<int>(data.shape(0)), columns, is_file);
 }
 
 bool is_interrupted() {
@@ -179,7 +178,9 @@ NB_MODULE(_native, m) {
                 make_decoder(memory, shape, kernel, num_threads, num_blocks, block_tokens, cache_type);
             },
             "shape"_a, "kernel"_a, "num_threads"_a, "num_blocks"_a, "block_tokens"_a, "cache_type"_a)
-        .def("set_matrix", &set_matrix, "name"_a, "layer"_a, "block_type"_a, "data"_a, "columns"_a)
+        .def("add_matrix", &add_matrix, "name"_a, "layer"_a, "block_type"_a, "data"_a, "columns"_a, "is_file"_a)
+        .def(
+            "pack", [](Decoder& decoder) { decoder.pack(); }, nb::call_guard<nb::gil_scoped_release>())
         .def(
             "set_norm",
             [](Decoder& decoder, const std::string& name, int layer, const Floats& weight) {

@@ -132,13 +132,14 @@ struct LayerCache {
     int block_tokens;  // a multiple of 32
     int num_kv_heads;
     int head_width;
+    int num_layers = 1;  // their blocks of one number lie side by side, so that few blocks in use are few pages
 
     MINICPM_INLINE size_t part_bytes() const {
         return size_t(num_kv_heads) * head_width * block_tokens * cache_value_bytes(type);
     }
     MINICPM_INLINE size_t head_bytes() const { return size_t(head_width) * block_tokens * cache_value_bytes(type); }
     MINICPM_INLINE uint8_t* keys(int block, int head) const {
-        return data + block * 2 * part_bytes() + head * head_bytes();
+        return data + block * num_layers * 2 * part_bytes() + head * head_bytes();
     }
     MINICPM_INLINE uint8_t* values(int block, int head) const { return keys(block, head) + part_bytes(); }
 };

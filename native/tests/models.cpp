@@ -55,8 +55,9 @@ std::unique_ptr<Decoder> Model::decoder(const Setting& setting) const {
     const Cache cache{setting.num_blocks, setting.block_tokens, setting.cache_type};
     auto decoder = std::make_unique<Decoder>(shape_, cache, *kernels, setting.num_threads);
     for (const Weights& m : matrices_) {
-        decoder->set_matrix(m.name, m.layer, *m.type, m.data.data(), m.rows, m.columns);
+        decoder->add_matrix(m.name, m.layer, *m.type, m.data.data(), m.rows, m.columns);
     }
+    decoder->pack();
     for (const Norm& n : norms_) decoder->set_norm(n.name, n.layer, {n.weight.data(), n.weight.size()});
     return decoder;
 }

@@ -66,13 +66,13 @@ TEST(refused_weights_name_their_fault) {
         const std::string message = message_of(act);
         CHECK(message.find(part) != std::string::npos, message);
     };
-    says("no whole number of blocks", [&] { decoder->set_matrix("q_proj", 0, type, data.data(), 16, 33); });
-    says("no matrix called", [&] { decoder->set_matrix("z_proj", 0, type, data.data(), 16, 32); });
+    says("no whole number of blocks", [&] { decoder->add_matrix("q_proj", 0, type, data.data(), 16, 33); });
+    says("no matrix called", [&] { decoder->add_matrix("z_proj", 0, type, data.data(), 16, 32); });
     says("no norm called", [&] { decoder->set_norm("a_norm", 0, {Exact<float>(96).data(), 96}); });
     says("hidden_size weights", [&] { decoder->set_norm("norm", -1, {norm.data(), norm.size()}); });
     bool is_refused = false;
     try {
-        decoder->set_matrix("q_proj", 99, type, data.data(), 16, 32);
+        decoder->add_matrix("q_proj", 99, type, data.data(), 16, 32);
     } catch (const std::out_of_range&) {
         is_refused = true;
     }

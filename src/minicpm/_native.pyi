@@ -49,7 +49,12 @@ class Decoder:
         block_tokens: int,
         cache_type: str,
     ) -> None: ...
-    def set_matrix(self, name: str, layer: int, block_type: str, data: npt.NDArray[np.uint8], columns: int) -> None: ...
+    def add_matrix(
+        self, name: str, layer: int, block_type: str, data: npt.NDArray[np.uint8], columns: int, is_file: bool
+    ) -> None:
+        """Take `data` for `pack`, until which the caller keeps it; the pages of a mapped file are then given back."""
+
+    def pack(self) -> None: ...
     def set_norm(self, name: str, layer: int, weight: npt.NDArray[np.float32]) -> None: ...
     def step(
         self,

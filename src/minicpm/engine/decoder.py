@@ -17,6 +17,7 @@ import numpy.typing as npt
 from minicpm import _native
 from minicpm.architecture import ModelConfig
 from minicpm.errors import EngineError
+from minicpm.formats.mapped_file import is_mapped
 from minicpm.formats.weight import Weight
 
 Ints = npt.NDArray[np.int32]
@@ -27,6 +28,8 @@ Bytes = npt.NDArray[np.uint8]
 KERNEL_VARIABLE = "MINICPM_KERNEL"
 # To be raised when the bytes of a cache block come to mean something else: files hold them.
 _LAYOUT_VERSION = 1
+# Weights whose rows had to be reordered are copies; this much of them waits to be repacked.
+_MAX_COPIED_BYTES = 32 << 20
 
 
 class Decoder:
@@ -78,8 +81,7 @@ class Decoder:
         self.dtypes = _describe_dtypes(weights, self.cache_type)
         with _EngineErrors():
             self._native = _native.Decoder(_shape(config), kernel, threads, num_blocks, block_tokens, self.cache_type)
-        for name, shape in config.weight_shapes().items():
-            self._load(name, shape, weights)
+        self._load(weights)
 
     @property
     def kernel(self) -> str:
@@ -188,7 +190,24 @@ class Decoder:
         np.maximum.at(lengths, sequences[inside], positions[inside].astype(np.int64) + 1)
         return np.concatenate([self._frequencies_for(max(int(n), self._num_positions)) for n in lengths])
 
-    def _load(self, name: str, shape: tuple[int, ...], weights: Mapping[str, Weight]) -> None:
+    def _load(self, weights: Mapping[str, Weight]) -> None:
+        """Have all weights repacked in few calls, each of which leaves the interpreter to other threads."""
+        held: list[Bytes] = []
+        copied_bytes = 0
+        for name, shape in self.config.weight_shapes().items():
+            data = self._add(name, shape, weights)
+            if data is None:
+                continue
+            held.append(data)
+            copied_bytes += 0 if is_mapped(data) else data.nbytes
+            if copied_bytes > _MAX_COPIED_BYTES:
+                self._native.pack()
+                held.clear()
+                copied_bytes = 0
+        self._native.pack()
+
+    def _add(self, name: str, shape: tuple[int, ...], weights: Mapping[str, Weight]) -> Bytes | None:
+        """Hand one weight over; return the bytes that must be kept until they are repacked."""
         if name not in weights:
             raise EngineError(f"weight {name} is missing; the model needs {shape}")
         weight = weights[name]
@@ -199,9 +218,10 @@ class Decoder:
         with _EngineErrors(f"weight {name}: "):
             if len(shape) == 1:
                 self._native.set_norm(parts[-2], layer, np.ascontiguousarray(weight.decode()))
-            else:
-                data = np.ascontiguousarray(weight.data)
-                self._native.set_matrix(parts[-2], layer, weight.block_type, data, shape[1])
+                return None
+            data = np.ascontiguousarray(weight.data)
+            self._native.add_matrix(parts[-2], layer, weight.block_type, data, shape[1], is_mapped(data))
+            return data
 
 
 def default_cache_type(weights: Mapping[str, Weight]) -> str:

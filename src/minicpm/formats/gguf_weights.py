@@ -13,6 +13,7 @@ from minicpm.errors import FormatError
 from minicpm.formats import names
 from minicpm.formats.gguf_config import config_from_gguf, supported_architecture
 from minicpm.formats.gguf_read import GGUFFile
+from minicpm.formats.mapped_file import release
 from minicpm.formats.rope_factors import ROPE_TENSOR
 from minicpm.formats.weight import Weight
 from minicpm.formats.weight_map import WeightEntry
@@ -69,4 +70,6 @@ def _entries(file: GGUFFile, config: ModelConfig) -> dict[str, WeightEntry]:
 
 def _reordered(file: GGUFFile, name: str, num_heads: int) -> Weight:
     weight = file.weight(name)
-    return weight.take_rows(names.rotate_half_order(num_heads, weight.num_rows // num_heads))
+    reordered = weight.take_rows(names.rotate_half_order(num_heads, weight.num_rows // num_heads))
+    release(weight.data)
+    return reordered

@@ -1,4 +1,4 @@
-"""`map_file`: the bytes of a file without reading them.
+"""`map_file`: the bytes of a file without reading them; `release`: their memory given back once they were read.
 
 What this leaves out: files that others shorten while they are mapped, which no program can read safely; ours are
 replaced as a whole, never written in place.
@@ -33,6 +33,29 @@ def map_file(path: Path) -> Bytes:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def is_mapped(array: Bytes) -> bool:
+    """Return whether `array` is a view of a mapped file, so that its memory can be given back at any time."""
+    return _mapping(array) is not None
+
+
+def release(array: Bytes) -> None:
+    """Give back the memory of a view of a mapped file (reading brings it back); any other array stays as it is."""
+    mapping = _mapping(array)
+    if mapping is None or not hasattr(mapping, "madvise"):
+        return
+    start = array.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    mapping.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
+
+
+def _mapping(array: Bytes) -> mmap.mmap | None:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapping = base.obj if isinstance(base, memoryview) else None
+    return mapping if isinstance(mapping, mmap.mmap) else None
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
