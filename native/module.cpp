@@ -1,4 +1,5 @@
-// What Python sees: `Decoder`, `features`, `read_bandwidth`. Checks of types and shapes are here, of values in Decoder.
+// What Python sees: `Decoder`, `features`, `find_merges`, `read_bandwidth`. Checks of types and shapes are here, of
+// values in Decoder.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -6,9 +7,11 @@
 
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "bandwidth.h"
 #include "decoder.h"
+#include "merges.h"
 #include "modules.h"
 
 namespace nb = nanobind;
@@ -154,6 +157,48 @@ nb::dict features() {
     return result;
 }
 
+// The code points of every text, one after another, and where each lies.
+struct Texts {
+    explicit Texts(const nb::list& list) {
+        size_t total = 0;
+        for (const nb::handle item : list) {
+            if (!PyUnicode_Check(item.ptr())) throw nb::type_error("pieces must be texts");
+            total += static_cast<size_t>(PyUnicode_GET_LENGTH(item.ptr()));
+        }
+        points.reserve(total);  // views stay valid
+        views.reserve(list.size());
+        for (const nb::handle item : list) {
+            const size_t begin = points.size();
+            const auto length = static_cast<size_t>(PyUnicode_GET_LENGTH(item.ptr()));
+            const auto kind = PyUnicode_KIND(item.ptr());
+            const void* data = PyUnicode_DATA(item.ptr());
+            for (size_t i = 0; i < length; ++i) points.push_back(PyUnicode_READ(kind, data, i));
+            views.emplace_back(points.data() + begin, length);
+        }
+    }
+
+    std::vector<char32_t> points;
+    std::vector<std::u32string_view> views;
+};
+
+nb::list list_merges(const nb::list& pieces, const std::vector<int32_t>& order, const nb::bytes& is_part) {
+    const Texts texts(pieces);
+    const size_t count = texts.views.size();
+    if (is_part.size() != count) throw std::invalid_argument("is_part must have one byte for each piece");
+    for (const int32_t id : order) {
+        if (id < 0 || size_t(id) >= count) throw std::invalid_argument("order names a piece that does not exist");
+    }
+    std::vector<std::pair<int32_t, int32_t>> merges;
+    {
+        const std::span parts(reinterpret_cast<const uint8_t*>(is_part.c_str()), count);
+        const nb::gil_scoped_release released;
+        merges = find_merges(texts.views, order, parts);
+    }
+    nb::list result;
+    for (const auto& [left, right] : merges) result.append(nb::make_tuple(pieces[left], pieces[right]));
+    return result;
+}
+
 double measure_bandwidth(size_t bytes, int num_threads, int rounds) {
     if (bytes < 1 || num_threads < 1 || rounds < 1) throw std::invalid_argument("all arguments must be at least 1");
     const nb::gil_scoped_release released;
@@ -168,6 +213,7 @@ NB_MODULE(_native, m) {
     using namespace minicpm;
     m.doc() = "Compiled kernels and the decoder graph of minicpm.";
     m.def("features", &features);
+    m.def("find_merges", &list_merges, "pieces"_a, "order"_a, "is_part"_a);
     m.def("read_bandwidth", &measure_bandwidth, "num_bytes"_a, "num_threads"_a, "rounds"_a = 3);
     history::add_to(m);
     nb::class_<Decoder>(m, "Decoder")

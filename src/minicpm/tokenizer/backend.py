@@ -32,7 +32,7 @@ def build_backend(vocabulary: Vocabulary, merges: Merges) -> Backend:
     if vocabulary.kind == "llama":
         if vocabulary.scores is None:
             raise FormatError("a SentencePiece vocabulary needs scores; this one has none")
-        merges = merges_from_scores(vocabulary.pieces, vocabulary.types, vocabulary.scores, ids)
+        merges = merges_from_scores(vocabulary.pieces, vocabulary.types, vocabulary.scores)
     try:
         backend = _byte_level(vocabulary, ids, merges) if vocabulary.kind == "gpt2" else _spm(vocabulary, ids, merges)
     except FormatError:

@@ -6,43 +6,24 @@ Hugging Face write that as a ranked list of pairs, every way to cut a piece into
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from minicpm import _native
 from minicpm.tokenizer.vocabulary import TokenType
 
 # Text never merges into these: a typed `</s>` or `<0x0A>` must stay text.
 _UNREACHABLE = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE})
 
 
-def merges_from_scores(
-    pieces: Sequence[str], types: Sequence[int], scores: Sequence[float], ids: Mapping[str, int]
-) -> list[tuple[str, str]]:
-    """Every cut of a piece into two pieces, best score first, then by id, then by the ids of the halves."""
-    parts = ids
-    hidden = [i for i, kind in enumerate(types) if kind in _UNREACHABLE]
-    if hidden:
-        parts = dict(ids)
-        for i in hidden:
-            del parts[pieces[i]]
+def merges_from_scores(pieces: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every cut of a piece into two pieces, best score first, then by id, then by the ids of the halves.
+
+    `pieces` differ from each other.
+    """
+    is_part = bytes(kind not in _UNREACHABLE for kind in types)
     # The sort is stable, so pieces of one score stay in the order of their ids.
-    order = sorted((i for piece, i in parts.items() if len(piece) > 1), key=scores.__getitem__, reverse=True)
-    merges: list[tuple[str, str]] = []
-    for i in order:
-        piece = pieces[i]
-        if len(piece) == 2:
-            left, right = piece[0], piece[1]
-            if left in parts and right in parts:
-                merges.append((left, right))
-            continue
-        cuts = [
-            (left, right)
-            for at in range(1, len(piece))
-            if (left := piece[:at]) in parts and (right := piece[at:]) in parts
-        ]
-        if len(cuts) > 1:
-            cuts.sort(key=lambda cut: (parts[cut[0]], parts[cut[1]]))
-        merges += cuts
-    return merges
+    order = sorted((i for i, part in enumerate(is_part) if part), key=scores.__getitem__, reverse=True)
+    return _native.find_merges(list(pieces), order, is_part)
 
 
 def scores_from_merges(pieces: Sequence[str], merges: Sequence[tuple[str, str]]) -> list[float]:
