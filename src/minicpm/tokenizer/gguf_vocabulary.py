@@ -163,7 +163,7 @@ def _array(metadata: Mapping[str, Any], key: str, item: type) -> list[Any]:
     if not isinstance(values, (list, tuple)):
         values = values.tolist() if hasattr(values, "tolist") else None
     wanted = (int, float) if item is float else item
-    if values is None or not all(isinstance(value, wanted) for value in values):
+    if values is None or not all(issubclass(kind, wanted) for kind in set(map(type, values))):
         raise FormatError(f"tokenizer.ggml.{key} must be an array of {item.__name__}")
     return list(values)
 
