@@ -41,7 +41,7 @@ class Subject:
     def __init__(self, options: argparse.Namespace) -> None:
         self.model: LanguageModel = open_language_model(resolve(options.model), max_parallel=4)
         self.rounds, self.is_quick = rounds_of(options), options.quick
-        num_copying, num_plain = (4, 4) if options.quick else (24, 26)
+        num_copying, num_plain = (options.prompts,) * 2 if options.prompts else (4, 4) if options.quick else (24, 26)
         self.copying = [self._ids(*item) for item in copying_prompts(num_copying)]
         self.plain = [self._ids(*item) for item in plain_prompts(num_plain)]
 
@@ -153,6 +153,7 @@ def main() -> None:
     names = [*SAMES, *SPEEDS, *VERIFICATIONS]
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="for the 135m rows (%(default)s)")
     parser.add_argument("--only", metavar="NAME,…", help=f"these rows: {', '.join(names)}")
+    parser.add_argument("--prompts", type=int, metavar="N", help="of each kind (24 and 26; 4 with --quick)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "minicpm-bench",
                         help="where the random 2B model is kept (1.5 GB)")  # fmt: skip
     options = parser.parse_args()

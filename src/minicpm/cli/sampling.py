@@ -37,6 +37,9 @@ def add_sampling(parser: argparse.ArgumentParser, name_of_max_tokens: str = "max
         help="guess the next tokens from what the text repeats and compute them together; changes the pace, never the "
         "text (default: ngram)",
     )
+    group.add_argument(
+        "--draft", metavar="MODEL", help="guess them with this smaller model instead, which needs the same vocabulary"
+    )
     group.add_argument("--ctx", type=int, metavar="N", help="context in tokens; default: what the model was trained on")
 
 
@@ -50,6 +53,8 @@ def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(
             f"--greedy is temperature 0, but --temperature {options.temperature:g} was given; leave one out"
         )
+    if options.draft and options.speculate:
+        raise UsageError(f"--draft and --speculate {options.speculate} are two ways to guess; leave one out")
     names = [*(name for name, _, _ in _NUMBERS), "max_new_tokens", "stop", "speculate"]
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.greedy:

@@ -25,6 +25,7 @@ from minicpm.engine.sampling import choose_token, log_softmax
 from minicpm.engine.scheduler import Chunk, Limits, Scheduler
 from minicpm.engine.sequence import Request, Sequence, count_new_tokens
 from minicpm.engine.speculation import Speculator
+from minicpm.engine.speculation_draft import DraftModel
 from minicpm.engine.stopping import Ending, FinishReason
 from minicpm.errors import EngineError
 
@@ -49,6 +50,7 @@ class Engine:
         context_length: int | None = None,
         limits: Limits | None = None,
         tokenizer: Tokenizer | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         """Start with nothing to do.
 
@@ -60,6 +62,7 @@ class Engine:
             context_length: the longest sequence, prompt and reply; default: what the model was trained on.
             limits: how much runs and waits at once.
             tokenizer: gives events their text; without one there is no text.
+            draft: writes ahead for those requests that do not say otherwise.
 
         Raises:
             EngineError: the blocks do not hold one context.
@@ -81,7 +84,7 @@ class Engine:
         self._decoder = decoder
         self._scheduler = Scheduler(BlockPool(num_blocks, block_tokens), self.limits)
         self.prefixes = Prefixes(decoder, self._scheduler.pool, self._alone)
-        self._speculator = Speculator(self.limits.max_output_rows)
+        self._speculator = Speculator(self.limits.max_output_rows, draft)
         self._tables = np.zeros((self.limits.max_parallel, max_blocks), np.int32)
         self._events: deque[Event] = deque()
         self._abandoned: deque[Sequence] = deque()
@@ -151,6 +154,8 @@ class Engine:
         Raises:
             EngineError: it does not fit the context or the vocabulary.
         """
+        if request.speculate == "draft" and self._speculator.model is None:
+            raise EngineError('speculate "draft" needs a draft model: load the model with one, or leave it out')
         return count_new_tokens(request, self.context_length, self._vocab_size)
 
     @contextmanager
@@ -195,7 +200,7 @@ class Engine:
             self._drop_abandoned()
             chunks = self._scheduler.plan()
         # Without the lock: others may add and cancel meanwhile.
-        chunks = self._speculator.draft(chunks)
+        chunks = self._speculator.draft(chunks, self.shield.opened)
         with self._state:
             chunks = self._scheduler.grant(chunks)
             return self._prepare(chunks) if chunks else None

@@ -38,8 +38,9 @@ class LanguageModel:
     Every method that makes text takes the keywords of `Settings`: `max_new_tokens`, `temperature` (0 is greedy),
     `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `logit_bias`, `seed`,
     `stop` (a text or several), `logprobs` (how many likeliest tokens to tell at each place) and `speculate` ("ngram":
-    guess the next tokens from what the text repeats; "off"), which changes the pace and nothing else. The defaults are
-    the model card's: temperature 0.3, top_p 0.8, top_k 50. An unknown keyword is a TypeError.
+    guess the next tokens from what the text repeats; "draft": by the draft model that was loaded too; "off"), which
+    changes the pace and nothing else. The defaults are the model card's: temperature 0.3, top_p 0.8, top_k 50. An
+    unknown keyword is a TypeError.
     """
 
     def __init__(

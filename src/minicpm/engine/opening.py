@@ -16,6 +16,7 @@ from minicpm.engine.engine import Engine
 from minicpm.engine.language_model import LanguageModel
 from minicpm.engine.scheduler import Limits
 from minicpm.engine.sizing import check_weights, free_memory, plan_cache
+from minicpm.engine.speculation_draft import DraftModel
 from minicpm.errors import CheckpointError, EngineError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
 from minicpm.formats.weight import Weight
@@ -37,10 +38,11 @@ def open_language_model(
     kv_cache_tokens: int | None = None,
     kernel: str | None = None,
     cache_type: str | None = None,
+    draft: str | os.PathLike[str] | None = None,
 ) -> LanguageModel:
     """Return the model at `path`, its weights repacked and its cache sized; see `minicpm.load`.
 
-    `kernel` and `cache_type` are those of `Decoder`.
+    `kernel` and `cache_type` are those of `Decoder`; `draft` is the path of a smaller model that writes ahead.
 
     Raises:
         FormatError: no model there, or a broken one.
@@ -52,8 +54,7 @@ def open_language_model(
     checkpoint = open_checkpoint(path)
     # Both take long for a large vocabulary, and both leave the interpreter to others meanwhile.
     tokenizer_soon = _Soon(lambda: _open_tokenizer(checkpoint))
-    config, weights = checkpoint.config, checkpoint.weights
-    free_bytes = free_memory()
+    config, weights, free_bytes = checkpoint.config, checkpoint.weights, free_memory()
     check_weights(checkpoint.num_bytes, free_bytes)
     cache_type = cache_type or default_cache_type(weights)
     size = plan_cache(
@@ -76,17 +77,42 @@ def open_language_model(
         num_positions=size.context_length,
     )
     tokenizer = _fitting(tokenizer_soon.get(), config.vocab_size, path)
-    max_output_rows = max(1, _MAX_LOGIT_BYTES // (4 * config.vocab_size))
     engine = Engine(
         decoder,
         config,
         num_blocks=size.num_blocks,
         block_tokens=BLOCK_TOKENS,
         context_length=size.context_length,
-        limits=Limits(max_parallel=max_parallel, max_output_rows=max_output_rows),
+        limits=_limits(max_parallel, config.vocab_size),
         tokenizer=tokenizer,
+        draft=_open_draft(draft, tokenizer, size.context_length, max_parallel, num_threads),
     )
     return LanguageModel(engine, tokenizer, dtypes=decoder.dtypes, fingerprint=lambda: _fingerprint(config, weights))
+
+
+def _limits(max_parallel: int, vocab_size: int) -> Limits:
+    return Limits(max_parallel=max_parallel, max_output_rows=max(1, _MAX_LOGIT_BYTES // (4 * vocab_size)))
+
+
+def _open_draft(
+    path: str | os.PathLike[str] | None,
+    tokenizer: Tokenizer,
+    context_length: int,
+    max_parallel: int,
+    num_threads: int | None,
+) -> DraftModel | None:
+    if path is None:
+        return None
+    from minicpm.engine.draft_opening import open_draft_model
+
+    return open_draft_model(
+        path,
+        tokenizer,
+        context_length=context_length,
+        max_parallel=max_parallel,
+        num_threads=num_threads,
+        block_tokens=BLOCK_TOKENS,
+    )
 
 
 def _fingerprint(config: ModelConfig, weights: Mapping[str, Weight]) -> str:

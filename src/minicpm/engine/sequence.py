@@ -22,7 +22,7 @@ from minicpm.errors import EngineError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Pooling = Literal["mean", "last"]
-Speculation = Literal["ngram", "off"]
+Speculation = Literal["ngram", "draft", "off"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Request:
             the cache.
         wants_distribution: whether the log-probabilities (V,) after the prompt are kept.
         pooling: None, or how the final hidden states of the prompt become one vector; nothing is generated then.
-        speculate: where drafts of the next tokens come from; they change the pace and nothing else.
+        speculate: where drafts of the next tokens come from, which change the pace and nothing else; None is the
+            engine's choice: its draft model, if it has one, else "ngram".
     """
 
     prompt: Items[int]
@@ -54,7 +55,7 @@ class Request:
     first_scored: int = 0
     wants_distribution: bool = False
     pooling: Pooling | None = None
-    speculate: Speculation = "ngram"
+    speculate: Speculation | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -65,7 +66,7 @@ class Request:
             count = getattr(self, name)
             if count is not None and count < 0:
                 raise EngineError(f"{name} must be at least 0 or None, got {count}")
-        if self.speculate not in get_args(Speculation):
+        if self.speculate is not None and self.speculate not in get_args(Speculation):
             known = ", ".join(get_args(Speculation))
             raise EngineError(f"speculate must be one of {known}, got {self.speculate!r}")
         if not 0 <= self.first_scored < len(self.prompt):

@@ -27,7 +27,7 @@ class Settings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     logprobs: int | None
-    speculate: Speculation
+    speculate: Speculation | None
 
 
 # Those of the model card's `chat`; its top_k is the default of transformers, which acted there unsaid.
@@ -65,5 +65,5 @@ def build_request(
         end_ids=end_ids,
         stop=[*([stop] if isinstance(stop, str) else stop), *stops],
         logprobs=given.get("logprobs"),
-        speculate=given.get("speculate", "ngram"),
+        speculate=given.get("speculate"),
     )

@@ -3,63 +3,30 @@
 What comes out is the same as without: each token is chosen from the model's own logits by the sequence's own random
 numbers, and a draft only says which rows of the next steps to compute already now. So a seed gives the same text with
 drafts and without, whatever the clock says about their length.
-Left out: choosing and comparing the tokens (`engine.py`), where drafts come from (`speculation_ngram.py`).
+Left out: choosing and comparing the tokens (`engine.py`), where drafts come from (`speculation_ngram.py`,
+`speculation_draft.py`).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from minicpm.engine.scheduler import Chunk
-from minicpm.engine.sequence import Sequence
+from minicpm.engine.sequence import Sequence, Speculation
+from minicpm.engine.speculation_draft import DraftModel
 from minicpm.engine.speculation_ngram import Trust
+from minicpm.engine.speculation_times import StepTimes
+
+Opened: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 # Drafts of one sequence in one step; beyond so many rows a step of any kernel takes as long per row.
 LONGEST_DRAFT = 24
 # Drafts less likely than this are not worth weighing.
 _LEAST_CHANCE = 0.02
-
-
-class StepTimes:
-    """How long a step of so many rows takes, from the steps that were run."""
-
-    # The share of a new time in the average, and after how many steps a time is forgotten.
-    _SHARE, _MEMORY = 0.25, 512
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-        self._last_seen: dict[int, int] = {}
-        self._sizes: list[int] = []
-        self._num_steps = 0
-
-    def observe(self, num_rows: int, seconds: float) -> None:
-        """Count one step."""
-        self._num_steps += 1
-        known = self._seconds.get(num_rows, seconds)
-        # A step that lost the processor for a while says little.
-        bounded = min(max(seconds, known / 2), known * 2)
-        self._seconds[num_rows] = known + self._SHARE * (bounded - known)
-        self._last_seen[num_rows] = self._num_steps
-        for size in [n for n, step in self._last_seen.items() if self._num_steps - step > self._MEMORY]:
-            del self._seconds[size], self._last_seen[size]
-        self._sizes = sorted(self._seconds)
-
-    def predict(self, num_rows: int) -> float | None:
-        """Return the seconds of a step of `num_rows`: between two known sizes on the line through them.
-
-        None where nothing is known: below the smallest size, and beyond twice the largest.
-        """
-        sizes = self._sizes
-        at = bisect_left(sizes, num_rows)
-        if at < len(sizes) and sizes[at] == num_rows:
-            return self._seconds[num_rows]
-        if at == 0 or len(sizes) < 2 or num_rows > 2 * sizes[-1]:
-            return None
-        low, high = (sizes[at - 1], sizes[at]) if at < len(sizes) else (sizes[-2], sizes[-1])
-        start, slope = self._seconds[low], (self._seconds[high] - self._seconds[low]) / (high - low)
-        return start + max(slope, 0.0) * (num_rows - low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,28 +71,41 @@ def allot(proposals: Items[Proposal], num_rows: int, room: int, times: StepTimes
 class Speculator:
     """Drafts for the steps of one engine."""
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, model: DraftModel | None = None) -> None:
         """Start knowing nothing of this machine.
 
         Args:
             max_rows: drafts of one step.
+            model: writes ahead for requests that want it, and for those that do not say.
         """
         self.times = StepTimes()
+        self.model = model
         self.num_drafted_tokens = self.num_accepted_tokens = 0
         self._max_rows = max_rows
         self._trust = Trust()
 
-    def draft(self, chunks: Items[Chunk]) -> list[Chunk]:
-        """Return `chunks`, those of generating sequences with the drafts that pay."""
-        proposals = [
-            self._propose(chunk.sequence)
-            for chunk in chunks
-            if chunk.sequence.request.speculate == "ngram" and chunk.num_tokens == chunk.sequence.num_pending == 1
-        ]
+    def draft(self, chunks: Items[Chunk], opened: Opened = nullcontext) -> list[Chunk]:
+        """Return `chunks`, those of generating sequences with the drafts that pay.
+
+        Args:
+            chunks: of the next step.
+            opened: a context for steps of the draft model, in which Ctrl-C may raise.
+
+        Raises:
+            KeyboardInterrupt: as `opened` allows; the same may be called again.
+        """
+        sequences = [c.sequence for c in chunks if c.num_tokens == c.sequence.num_pending == 1]
+        num_rows = sum(chunk.num_tokens for chunk in chunks)
+        proposals = [self._look_up(s) for s in sequences if self._source(s) == "ngram"]
+        # A step that reads prompts is long; the model writes ahead in the next one.
+        if self.model is not None and num_rows == len(sequences):
+            written = [s for s in sequences if self._source(s) == "draft"]
+            for sequence, tokens in self.model.draft(written, num_rows, self.times, opened).items():
+                chances = [self.model.rate ** (i + 1) for i in range(len(tokens))]
+                proposals.append(Proposal(sequence, tokens, chances))
         proposals = [proposal for proposal in proposals if proposal.tokens]
         if not proposals:
             return list(chunks)
-        num_rows = sum(chunk.num_tokens for chunk in chunks)
         scored = sum(chunk.num_tokens for chunk in chunks if chunk.sequence.reads_every_row)
         counts = allot(proposals, num_rows, self._max_rows - scored, self.times)
         drafts = {p.sequence: tuple(p.tokens[:count]) for p, count in zip(proposals, counts, strict=True)}
@@ -137,8 +117,13 @@ class Speculator:
         sequence.num_accepted_tokens += num_accepted
         self.num_drafted_tokens += num_drafted
         self.num_accepted_tokens += num_accepted
+        if self.model is not None and self._source(sequence) == "draft":
+            self.model.count(num_drafted, num_accepted)
 
-    def _propose(self, sequence: Sequence) -> Proposal:
+    def _source(self, sequence: Sequence) -> Speculation:
+        return sequence.request.speculate or ("ngram" if self.model is None else "draft")
+
+    def _look_up(self, sequence: Sequence) -> Proposal:
         ids, lookup = sequence.token_ids, sequence.lookup
         lookup.read(ids, sequence.num_prompt_tokens, self._trust)
         room = min(LONGEST_DRAFT, sequence.num_left - 1)

@@ -35,7 +35,9 @@ class MiniCPMLM(LM):  # type: ignore[misc, unused-ignore]
             import minicpm
             from minicpm.eval.engine_model import EngineModel
 
-            known = {k: int(settings[k]) for k in ("context_length", "num_threads") if settings.get(k) is not None}
+            known: dict[str, Any] = {
+                k: int(settings[k]) for k in ("context_length", "num_threads") if settings.get(k) is not None
+            }
             model = EngineModel(model, minicpm.load(model, **known))
         self._evaluated = model
         # Conversations come rendered, where a control token could not be told from its letters: this finds them again.

@@ -17,8 +17,9 @@ from minicpm.architecture import ModelConfig
 from minicpm.engine import Engine, Limits, Request, Sampler, Sequence
 from minicpm.engine.decoder import Decoder
 from minicpm.engine.scheduler import Chunk
-from minicpm.engine.speculation import Proposal, Speculator, StepTimes, allot
+from minicpm.engine.speculation import Proposal, Speculator, allot
 from minicpm.engine.speculation_ngram import LONGEST_MATCH, Lookup, Trust
+from minicpm.engine.speculation_times import StepTimes
 from minicpm.errors import EngineError
 from minicpm.formats.weight import Weight
 
@@ -48,7 +49,7 @@ class Guesser(Speculator):
         self._replies = replies
         self._random = np.random.default_rng(seed)
 
-    def draft(self, chunks: Items[Chunk]) -> list[Chunk]:
+    def draft(self, chunks: Items[Chunk], opened: Any = None) -> list[Chunk]:
         return [Chunk(c.sequence, c.num_tokens, self._guess(c)) for c in chunks]
 
     def _guess(self, chunk: Chunk) -> tuple[int, ...]:
@@ -155,7 +156,7 @@ def test_blocks_of_refused_drafts_are_given_back(tiny_config: ModelConfig) -> No
     engine, _ = reference_engine(tiny_config)
     sequence = engine.add(Request(prompts(31)[0], GREEDY, max_new_tokens=40))
 
-    def draft(chunks: Items[Chunk]) -> list[Chunk]:
+    def draft(chunks: Items[Chunk], opened: Any) -> list[Chunk]:
         is_generating = chunks[0].num_tokens == 1
         return [Chunk(sequence, chunks[0].num_tokens, [330] * 9 if is_generating else ())]
 
@@ -174,7 +175,7 @@ def test_cancelling_between_draft_and_step(tiny_config: ModelConfig) -> None:
     engine.step()
     draft = engine._speculator.draft
 
-    def cancelling(chunks: Items[Chunk]) -> list[Chunk]:
+    def cancelling(chunks: Items[Chunk], opened: Any) -> list[Chunk]:
         engine.cancel(one)
         return draft(chunks)
 
@@ -204,7 +205,7 @@ def test_text_that_repeats_is_drafted_from_itself(tiny_config: ModelConfig) -> N
 
 
 def test_an_unknown_source_of_drafts_is_refused() -> None:
-    with pytest.raises(EngineError, match="speculate must be one of ngram, off, got 'magic'"):
+    with pytest.raises(EngineError, match="speculate must be one of ngram, draft, off, got 'magic'"):
         Request([1], speculate="magic")  # type: ignore[arg-type]
 
 
