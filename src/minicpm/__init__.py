@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from minicpm.architecture import PRESETS, ModelConfig
     from minicpm.engine import LanguageModel
     from minicpm.errors import MiniCPMError
+    from minicpm.history import History
 
 __version__ = "0.1.0"
 
-__all__ = ["PRESETS", "LanguageModel", "MiniCPMError", "ModelConfig", "__version__", "load"]
+__all__ = ["PRESETS", "History", "LanguageModel", "MiniCPMError", "ModelConfig", "__version__", "load"]
 
 _HOMES = {
     "PRESETS": "minicpm.architecture",
+    "History": "minicpm.history",
     "LanguageModel": "minicpm.engine",
     "MiniCPMError": "minicpm.errors",
     "ModelConfig": "minicpm.architecture",

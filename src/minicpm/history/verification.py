@@ -1,0 +1,229 @@
+"""Is everything that the history lists there, unchanged, and plausible? Every problem found, each naming its place.
+
+    stored      every manifest and object has the length and hash that its name and the index say
+    decoded     every tensor of every step decodes to the SHA-256 of what was trained
+    continuous  no step repeats another, no tensor is another step's or another tensor's: such a mistake has right
+                hashes, made from wrong weights, and shows as a jump away from both neighbours and back
+
+What this leaves out: repairing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicpm.errors import CheckpointError
+from minicpm.formats.block_type import Floats
+from minicpm.history.catalogue import OBJECTS, Row, row_of
+from minicpm.history.decoding import Decoder
+from minicpm.history.manifest import Manifest
+from minicpm.history.place import MissingFileError, Place
+from minicpm.history.reading import History
+
+_PIECE_BYTES = 8 << 20
+# A wrong tensor is so many times further from both neighbours than they are from each other. A random walk gives 0.7,
+# noise around a fixed point 1.
+_JUMP = 1.5
+_CACHE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it should be: `step` is the first checkpoint that suffers from it."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class _Jump:
+    step: int
+    name: str
+    ratio: float
+
+
+def verify(
+    history: History, *, is_deep: bool = True, on_progress: Callable[[str], None] = lambda line: None
+) -> list[Problem]:
+    """Return all problems of a history, none of a sound one.
+
+    Args:
+        history: where.
+        is_deep: whether every tensor is decoded, not only every object hashed.
+        on_progress: told what is being looked at.
+    """
+    manifests, problems = _check_manifests(history)
+    on_progress(f"{len(manifests)} manifests read; hashing their objects")
+    broken, found = _check_objects(history, manifests)
+    problems += found
+    problems += _check_files(history)
+    problems += find_repeats(manifests)
+    if is_deep:
+        problems += _check_tensors(history, manifests, broken, on_progress)
+    return sorted(problems, key=lambda problem: problem.step)
+
+
+def _check_manifests(history: History) -> tuple[dict[int, Manifest], list[Problem]]:
+    manifests: dict[int, Manifest] = {}
+    problems = []
+    for row in history.rows:
+        try:
+            text = history.place.read(row.manifest)
+            manifest = history.manifest(row)
+        except CheckpointError as error:
+            problems.append(Problem(row.step, str(error)))
+            continue
+        manifests[row.step] = manifest
+        expected = row_of(manifest, text, row.num_bytes)
+        fields = ("step", "tokens", "stage", "lr", "losses", "is_key")
+        wrong = [name for name in fields if getattr(expected, name) != getattr(row, name)]
+        if wrong:
+            problems.append(Problem(row.step, f"step {row.step}: the index says another {', '.join(wrong)}"))
+    return manifests, problems
+
+
+def _check_objects(history: History, manifests: dict[int, Manifest]) -> tuple[set[str], list[Problem]]:
+    """Return the objects that are not whole, and one problem for each."""
+    rows = {row.step: row for row in history.rows}
+    users: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for step, manifest in manifests.items():
+        for name in needed_objects(manifest, rows[step]):
+            users.setdefault(name, []).append(step)
+            sizes[name] = manifest.objects[name]
+    problems, broken = [], set()
+    for name, steps in users.items():
+        reason = _examine(history.place, name, sizes[name])
+        if reason:
+            broken.add(name)
+            problems.append(Problem(steps[0], f"object {name[:16]}… {reason}; {_list(steps)} cannot be read"))
+    return broken, problems
+
+
+def needed_objects(manifest: Manifest, row: Row) -> list[str]:
+    """Return the objects that reading a checkpoint to its precision takes."""
+    return list(dict.fromkeys(extent.object for extent in manifest.extents(row.precision == "exact")))
+
+
+def _examine(place: Place, name: str, num_bytes: int) -> str:
+    """Return what is wrong with an object, nothing if it is whole."""
+    try:
+        found = place.size(f"{OBJECTS}/{name}")
+        if found != num_bytes:
+            return f"is {'truncated' if found < num_bytes else 'too long'}: {found} bytes instead of {num_bytes}"
+        digest = hashlib.sha256()
+        for piece in read_pieces(place, name, num_bytes):
+            digest.update(piece)
+    except MissingFileError:
+        return "is missing"
+    except CheckpointError as error:
+        return f"cannot be read ({error})"
+    return "" if digest.hexdigest() == name else "was changed: its hash is not its name"
+
+
+def read_pieces(place: Place, name: str, num_bytes: int) -> Iterator[bytes]:
+    """Yield an object's content in pieces.
+
+    Raises:
+        CheckpointError: it is missing or too short.
+    """
+    for first in range(0, num_bytes, _PIECE_BYTES):
+        yield place.read_ranges([(f"{OBJECTS}/{name}", first, min(_PIECE_BYTES, num_bytes - first))])[0]
+
+
+def _check_files(history: History) -> list[Problem]:
+    try:
+        history.files()
+    except CheckpointError as error:
+        return [Problem(0, str(error))]
+    return []
+
+
+def find_repeats(manifests: dict[int, Manifest]) -> list[Problem]:
+    """Return the steps that repeat an earlier one, and matrices that return to what they were before they changed."""
+    problems = []
+    seen: dict[tuple[str, ...], int] = {}
+    places: dict[str, dict[str, int]] = {}
+    previous: dict[str, str] = {}
+    for step, manifest in manifests.items():
+        whole = tuple(entry.sha256 for entry in manifest.tensors.values())
+        if whole in seen:
+            problems.append(Problem(step, f"step {step} repeats step {seen[whole]}: every tensor is the same"))
+            continue
+        seen[whole] = step
+        returned: dict[int, list[str]] = {}
+        for name, entry in manifest.tensors.items():
+            before = places.setdefault(name, {})
+            if len(entry.shape) > 1 and entry.sha256 in before and previous.get(name) != entry.sha256:
+                returned.setdefault(before[entry.sha256], []).append(name)
+            before.setdefault(entry.sha256, step)
+            previous[name] = entry.sha256
+        problems += [
+            Problem(step, f"step {step}: {_names(names)} as in step {source}, and another in between")
+            for source, names in returned.items()
+        ]
+    return problems
+
+
+def _check_tensors(
+    history: History, manifests: dict[int, Manifest], broken: set[str], on_progress: Callable[[str], None]
+) -> list[Problem]:
+    rows = {row.step: row for row in history.rows}
+    decoder = Decoder(history.place, _CACHE_BYTES)
+    problems: list[Problem] = []
+    jumps: dict[int, list[_Jump]] = {}
+    names = list(next(iter(manifests.values())).tensors) if manifests else []
+    for index, name in enumerate(names):
+        on_progress(f"tensor {index + 1} of {len(names)}: {name}")
+        values: list[tuple[int, Floats]] = []
+        for step, manifest in manifests.items():
+            entry = manifest.tensors.get(name)
+            if entry is None:
+                problems.append(Problem(step, f"step {step} has no {name}"))
+                continue
+            is_exact = rows[step].precision == "exact"
+            needed = {e.object for p in entry.parts for frame in p.frames for e in frame.extents(is_exact)}
+            if needed & broken:
+                continue
+            try:
+                weight = decoder.weight(name, entry, is_exact, f"step {step}")
+            except CheckpointError as error:
+                problems.append(Problem(step, str(error)))
+                continue
+            values = [*values[-2:], (step, weight.decode())]
+            if not np.isfinite(values[-1][1]).all():
+                problems.append(Problem(step, f"step {step}: {name} has values that are not finite"))
+            elif len(values) == 3 and len(entry.shape) > 1 and (jump := find_jump(name, values)):
+                jumps.setdefault(jump.step, []).append(jump)
+    for step, found in jumps.items():
+        worst = max(jump.ratio for jump in found)
+        problems.append(
+            Problem(
+                step,
+                f"step {step}: {_names([jump.name for jump in found])} jump away from both neighbours and back "
+                f"({worst:.1f} times their distance): probably of another step or another tensor",
+            )
+        )
+    return problems
+
+
+def find_jump(name: str, values: list[tuple[int, Floats]]) -> _Jump | None:
+    """Return the middle one of three steps of a tensor if it is far from the two, which are near each other."""
+    (_, first), (step, middle), (_, last) = values
+    before, after, across = (float(np.linalg.norm(a - b)) for a, b in ((first, middle), (middle, last), (first, last)))
+    # Neighbours that are equal are found as a repeat, by hash.
+    ratio = min(before, after) / across if across else 0.0
+    return _Jump(step, name, ratio) if ratio > _JUMP else None
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _list(steps: list[int]) -> str:
+    shown = ", ".join(map(str, steps[:6])) + (f" … {steps[-1]}" if len(steps) > 6 else "")
+    return f"step {shown}" if len(steps) == 1 else f"{len(steps)} checkpoints (steps {shown})"
