@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
     assert seen > NUM_KILLS
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory where there is one: the calls are the same, and thousands of syncs take no time."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as path:
+        yield Path(path)
+
+
 @pytest.fixture(scope="module")
 def failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -110,20 +119,20 @@ def failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_every_write_and_sync_fails_once(tmp_path: Path, failing_disk: Path, number: int) -> None:
-    output, count = tmp_path / "output", tmp_path / "count"
+def test_every_write_and_sync_fails_once(folder: Path, failing_disk: Path, number: int) -> None:
+    output, count = folder / "output", folder / "count"
     with writers(LD_PRELOAD=str(failing_disk)) as fork:
 
-        def write(folder: Path, at: int) -> tuple[int, list[str]]:
-            settings = {"FAIL_BELOW": str(folder), "FAIL_AT": str(at), "FAIL_WITH": str(number)}
-            fork.start(folder, 3, output, **settings, COUNT_INTO=str(count))
+        def write(path: Path, at: int) -> tuple[int, list[str]]:
+            settings = {"FAIL_BELOW": str(path), "FAIL_AT": str(at), "FAIL_WITH": str(number)}
+            fork.start(path, 3, output, **settings, COUNT_INTO=str(count))
             return fork.line(), output.read_text().splitlines()
 
-        assert write(tmp_path / "whole", -1) == (0, ["0", "1", "2"])
+        assert write(folder / "whole", -1) == (0, ["0", "1", "2"])
         calls = count.stat().st_size
         assert calls > 40
         for at in range(1, calls + 1):
-            check_failure(tmp_path / f"fail-{at}", tmp_path / "whole", at, os.strerror(number), write)
+            check_failure(folder / f"fail-{at}", folder / "whole", at, os.strerror(number), write)
 
 
 def check_failure(
