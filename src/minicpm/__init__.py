@@ -40,7 +40,8 @@ def load(
     """Return a model, ready to `chat`, `stream`, `generate`, and tell its `logprobs`.
 
     Args:
-        name_or_path: a name such as "smollm2", which is fetched when it is not here yet; a GGUF file; or a folder.
+        name_or_path: a name such as "smollm2", which is fetched when it is not here yet; a GGUF file; a folder; or
+            RUN@STEP, a checkpoint of a run's history.
         context_length: the longest sequence in tokens; None is what the model was trained on, or as much as fits.
         num_threads: of the processor; None is all that this process may use.
         max_parallel: how many sequences run at once at most.
@@ -56,7 +57,7 @@ def load(
         EngineError: a setting out of range, or too little memory; checked before any is taken.
     """
     from minicpm.engine.opening import open_language_model
-    from minicpm.hub import resolve
+    from minicpm.history.naming import resolve
 
     return open_language_model(
         resolve(os.fspath(name_or_path)),

@@ -19,7 +19,8 @@ from minicpm.engine.sizing import check_weights, free_memory, longest_context
 from minicpm.engine.speed import blocks_for, streamed_bytes
 from minicpm.errors import EngineError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
-from minicpm.hub import DEFAULT_MODEL, resolve
+from minicpm.history.naming import resolve
+from minicpm.hub import DEFAULT_MODEL
 from minicpm.hub.progress import megabytes
 
 _EXAMPLES = (

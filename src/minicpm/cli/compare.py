@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 def _resolved(spec: str) -> str:
     """Return the backend's name with a pinned or cached name replaced by its path."""
     from minicpm.exchange.compare import local_path
-    from minicpm.hub import resolve
+    from minicpm.history.naming import resolve
 
     name = local_path(spec)
     if name is None:

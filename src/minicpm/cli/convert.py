@@ -36,7 +36,7 @@ def parser() -> Parser:
 def run(options: argparse.Namespace) -> None:
     """Convert, and say what was written and how it compares."""
     from minicpm.exchange.convert import convert
-    from minicpm.hub import resolve
+    from minicpm.history.naming import resolve
 
     result = convert(
         resolve(options.source),

@@ -25,6 +25,7 @@ VERBS = {
     "data": "clean text, learn a vocabulary, make token shards, look at them",
     "pretrain": "train a model from text",
     "decay": "finish any checkpoint of a run, with other data mixed in",
+    "history": "list, check, compare, thin and copy every checkpoint of a run",
     "plan": "say what a training run takes, before it begins",
     "bench": "say how fast this machine runs a model",
     "doctor": "say what this machine can do",

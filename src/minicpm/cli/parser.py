@@ -82,6 +82,6 @@ def add_model(parser: argparse.ArgumentParser, **settings: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a name that `minicpm models` shows, a GGUF file, or a checkpoint folder",
+        help="a name that `minicpm models` shows, a GGUF file, a checkpoint folder, or RUN@STEP",
         **settings,
     )

@@ -14,7 +14,7 @@ from minicpm.cli.parser import Parser, add_model
 from minicpm.cli.terminal import out, suggest, table
 from minicpm.formats.blocks import block_type
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
-from minicpm.hub import resolve
+from minicpm.history.naming import resolve
 from minicpm.hub.progress import megabytes
 
 

@@ -34,7 +34,7 @@ def open_tokenizer(name: str) -> Tokenizer:
     if path.is_dir():
         return Tokenizer.from_folder(path)
     from minicpm.formats.checkpoint import open_checkpoint
-    from minicpm.hub import resolve
+    from minicpm.history.naming import resolve
 
     checkpoint = open_checkpoint(resolve(name))
     if checkpoint.kind == "gguf":

@@ -38,7 +38,8 @@ class About:
         run: the resolved configuration of the run as plain data.
         files: small files that make a checkpoint a model folder (tokenizer.json …): name → (object, bytes).
         base_error: root-mean-square error of the base layer, as a share of each row's standard deviation.
-        max_reads: byte ranges that any part of a tensor needs at most, at any step.
+        max_reads: byte ranges that any part of a tensor needs at most, at any step: its base layers from the key frame
+            on, and one refinement.
         code_version: what made it.
     """
 
@@ -52,7 +53,7 @@ class About:
 
     def __post_init__(self) -> None:
         if self.max_reads < 2:
-            raise ConfigError(f"max_reads must be at least 2, a key frame's base and refinement, got {self.max_reads}")
+            raise ConfigError(f"max_reads must be at least 2, a key frame and its refinement, got {self.max_reads}")
         if not 0.005 <= self.base_error <= 0.5:
             raise ConfigError(f"base_error must lie between 0.005 and 0.5, got {self.base_error}")
 
@@ -83,7 +84,7 @@ class Row:
         lr: of its last update.
         losses: its measurements.
         num_bytes: what it added to the store, refinement included.
-        is_key: whether it can be read without an earlier one.
+        is_key: whether most of it can be read without an earlier one.
         manifest_sha256: the hash of the manifest; its file's name begins with the step.
         precision: how exactly it can be read here.
         is_published: whether others rely on it: thinning leaves it and all that it needs alone.
@@ -127,7 +128,9 @@ class Catalogue:
 def row_of(manifest: Manifest, text: bytes, num_bytes: int) -> Row:
     """Return the row of a manifest whose file holds `text` and whose checkpoint added `num_bytes`."""
     facts = manifest.facts
-    is_key = all(len(part.frames) == 1 for entry in manifest.tensors.values() for part in entry.parts)
+    # Tensors that stand still, as norms do in 16 bits, get their key frames at other steps.
+    alone = sum(e.num_bytes for e in manifest.tensors.values() if all(len(part.frames) == 1 for part in e.parts))
+    is_key = 2 * alone > manifest.num_bytes
     digest = hashlib.sha256(text).hexdigest()
     return Row(facts.step, facts.tokens, facts.stage, facts.lr, dict(facts.losses), num_bytes, is_key, digest)
 

@@ -1,6 +1,6 @@
-"""Frames → a tensor's raw bytes: fetches the ranges of all parts at once and decodes from the key frame on.
+"""Frames → a tensor's raw bytes: fetches the ranges of a part at once and decodes from the key frame on.
 
-The references along the way are kept as far as a budget allows, so that the next step of the same tensor decodes one
+The base layers along the way are kept as far as a budget allows, so that the next step of the same tensor decodes one
 frame, not a chain. What this leaves out: which checkpoint (`reading`).
 """
 
@@ -10,7 +10,6 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,11 +18,9 @@ from minicpm.formats.block_type import Bytes
 from minicpm.formats.weight import Weight
 from minicpm.history import coding
 from minicpm.history.catalogue import OBJECTS
-from minicpm.history.manifest import Extent, Frame, Part, TensorEntry
+from minicpm.history.codec import Reference
+from minicpm.history.manifest import Extent, Part, TensorEntry
 from minicpm.history.place import MissingFileError, Place
-
-# The frame that a reference stands behind, and to which precision it was read.
-_Key = tuple[str, int, bool]
 
 
 class Decoder:
@@ -31,13 +28,14 @@ class Decoder:
 
     Args:
         place: where the objects lie.
-        cache_bytes: for references of what was read last.
+        cache_bytes: for base layers of what was read last.
     """
 
-    def __init__(self, place: Place, cache_bytes: int = 256 << 20) -> None:
+    def __init__(self, place: Place, cache_bytes: int) -> None:
         self._place = place
         self._budget = cache_bytes
-        self._held: OrderedDict[_Key, tuple[Any, int]] = OrderedDict()
+        # By where the frame lies.
+        self._held: OrderedDict[tuple[str, int], Reference] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()
 
@@ -50,38 +48,36 @@ class Decoder:
         data = np.empty((entry.num_bytes // entry.row_bytes, entry.row_bytes), np.uint8)
         first = 0
         for part in entry.parts:
-            content, _ = self.part(name, entry, part, is_exact, where)
-            data[first : first + part.num_rows] = content
+            data[first : first + part.num_rows] = self.part(entry, part, is_exact, f"{where}: {name}")[0]
             first += part.num_rows
         if is_exact and coding.digest(data) != entry.sha256:
             raise CheckpointError(f"{where}: {name} decodes to other values than were stored (its SHA-256 differs)")
         return Weight(entry.block_type, entry.shape, data)
 
-    def part(self, name: str, entry: TensorEntry, part: Part, is_exact: bool, where: str) -> tuple[Bytes, Any]:
+    def part(self, entry: TensorEntry, part: Part, is_exact: bool, where: str) -> tuple[Bytes, Reference | None]:
         """Return the raw bytes of a part, uint8 (rows, row_bytes), and the reference for the next frame.
 
         Raises:
             CheckpointError: as `weight`.
         """
-        reference, done = self._nearest(part.frames, is_exact)
-        content: Bytes | None = None
+        reference, done = self._nearest(part.frames)
         shape = (part.num_rows, entry.row_bytes)
-        # Even where the last frame's reference is held, its values come from decoding that frame: a reference is the
-        # codec's own business.
         todo = part.frames[done:]
-        extents = [extent for frame in todo for extent in frame.extents(is_exact)]
-        fetched = iter(self._fetch(extents, f"{where}: {name}"))
-        for frame in todo:
-            base = next(fetched)
-            refinement = next(fetched) if is_exact and frame.refinement is not None else None
-            if frame.refinement is None:
-                refinement = []
+        extents = [*todo, *part.extents(is_exact)[len(part.frames) :]]
+        fetched = self._fetch(extents, where)
+        content: Bytes | None = None
+        for index, (frame, base) in enumerate(zip(todo, fetched, strict=False)):
+            # Of the frames before, only the base layer counts.
+            is_last = index == len(todo) - 1
+            refinement = None
+            if is_last and is_exact:
+                refinement = fetched[-1] if part.refinement is not None else []
             try:
-                content, reference = coding.decode(entry.coding, base, refinement, reference, shape, entry.block_type)
+                content, reference = coding.decode(entry.coding, base, refinement, reference, shape)
             except CheckpointError as error:
-                raise CheckpointError(f"{where}: {name} in object {frame.base.object[:16]}…: {error}") from error
+                raise CheckpointError(f"{where} in object {frame.object[:16]}…: {error}") from error
         assert content is not None
-        self._hold(part.frames[-1], is_exact, reference)
+        self._hold(part.frames[-1], reference)
         return content, reference
 
     def _fetch(self, extents: Sequence[Extent], where: str) -> list[list[bytes]]:
@@ -99,30 +95,25 @@ class Decoder:
             pieces.append([content[a:b] for a, b in itertools.pairwise(ends)])
         return pieces
 
-    def _nearest(self, frames: Sequence[Frame], is_exact: bool) -> tuple[Any, int]:
+    def _nearest(self, frames: Sequence[Extent]) -> tuple[Reference | None, int]:
         """Return the newest reference that is held before the last frame, and how many frames it spares."""
         with self._lock:
             for done in range(len(frames) - 1, 0, -1):
-                key = _key(frames[done - 1], is_exact)
+                key = (frames[done - 1].object, frames[done - 1].first)
                 if key in self._held:
                     self._held.move_to_end(key)
-                    return self._held[key][0], done
+                    return self._held[key], done
         return None, 0
 
-    def _hold(self, frame: Frame, is_exact: bool, reference: Any) -> None:
-        size = coding.reference_bytes(reference)
-        if not size or size > self._budget:
+    def _hold(self, frame: Extent, reference: Reference | None) -> None:
+        if reference is None or reference.num_bytes > self._budget:
             return
-        key = _key(frame, is_exact)
+        key = (frame.object, frame.first)
         with self._lock:
             if key in self._held:
                 return
-            self._held[key] = (reference, size)
-            self._held_bytes += size
+            self._held[key] = reference
+            self._held_bytes += reference.num_bytes
             while self._held_bytes > self._budget:
-                _, (_, freed) = self._held.popitem(last=False)
-                self._held_bytes -= freed
-
-
-def _key(frame: Frame, is_exact: bool) -> _Key:
-    return frame.base.object, frame.base.first, is_exact
+                _, dropped = self._held.popitem(last=False)
+                self._held_bytes -= dropped.num_bytes

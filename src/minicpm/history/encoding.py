@@ -6,23 +6,45 @@ What this leaves out: manifests' files and the index (`store`), and the arithmet
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+from minicpm.formats.block_type import Bytes
 from minicpm.formats.weight import Weight
 from minicpm.history import coding
 from minicpm.history.catalogue import About
+from minicpm.history.codec import Reference
 from minicpm.history.decoding import Decoder
-from minicpm.history.manifest import Extent, Facts, Frame, Manifest, Part, TensorEntry
-from minicpm.history.objects import NewObject
+from minicpm.history.manifest import Extent, Facts, Manifest, Part, TensorEntry
+from minicpm.history.objects import UNNAMED, NewObject
+from minicpm.history.parallel import in_order
 from minicpm.history.place import Folder
 
 # References of the newest checkpoint are kept up to so many bytes; the others are decoded again when needed.
 _REFERENCE_BYTES = 512 << 20
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor that must be written: its entry, whose parts are made one by one."""
+
+    entry: TensorEntry
+    parts: list[Part] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A part that must be coded: from `before` if that is not None."""
+
+    name: str
+    index: int
+    data: Bytes
+    tensor: _Tensor
+    before: TensorEntry | None
+
+
 class Encoder:
-    """Codes checkpoints into a folder's objects, each from the values of an earlier one.
+    """Codes checkpoints into a folder's objects, each from the base layer of an earlier one.
 
     Args:
         folder: of the history.
@@ -33,8 +55,8 @@ class Encoder:
         self._folder = folder
         self._about = about
         self._decoder = Decoder(folder, cache_bytes=0)
-        self._held: dict[tuple[str, int], Any] = {}
-        self._held_of: int | None = None
+        self._held: dict[tuple[str, int], Reference] = {}
+        self._held_of: tuple[Extent, ...] | None = None
 
     def encode(self, facts: Facts, weights: Mapping[str, Weight], before: Manifest | None) -> tuple[Manifest, int]:
         """Return the manifest of a checkpoint whose objects are on the disk, and the bytes that they took.
@@ -47,101 +69,94 @@ class Encoder:
         Raises:
             OSError: the disk does not take it; nothing has changed then.
         """
-        coder = _Coder(self, before)
+        if before is None or self._held_of != _newest_frames(before):
+            self._held = {}
+        entries: dict[str, TensorEntry | _Tensor] = {}
+        held: dict[tuple[str, int], Reference] = {}
         base, refinement = NewObject(self._folder), NewObject(self._folder)
         try:
-            entries = {name: coder.tensor(name, weights[name], base, refinement) for name in weights}
+            tasks = self._tasks(weights, before, entries, held)
+            for task, frames, coded in in_order(self._code, tasks):
+                lower = base.add(coded.base)
+                upper = refinement.add(coded.refinement) if coded.refinement else None
+                task.tensor.parts.append(Part(len(task.data), (*frames, lower), upper))
+                _keep(held, (task.name, task.index), coded.reference)
             names = [base.close(), refinement.close()]
         finally:
             base.discard()
             refinement.discard()
-        tensors = {name: _named(entry, names) for name, entry in entries.items()}
+        tensors = {name: e if isinstance(e, TensorEntry) else _named(e, names) for name, e in entries.items()}
         added = {name: new.num_bytes for name, new in zip(names, (base, refinement), strict=True) if name}
         manifest = Manifest(facts, {}, tensors, before.facts.step if before is not None else None)
         known = {**(before.objects if before is not None else {}), **added}
         used = dict.fromkeys(extent.object for extent in manifest.extents())
-        self._held, self._held_of = coder.references, facts.step
-        return dataclasses.replace(manifest, objects={name: known[name] for name in used}), sum(added.values())
+        manifest = dataclasses.replace(manifest, objects={name: known[name] for name in used})
+        self._held, self._held_of = held, _newest_frames(manifest)
+        return manifest, sum(added.values())
 
-    def held(self, step: int, name: str, index: int) -> Any:
-        """Return the reference of a part after `step` if it is in memory, else None."""
-        return self._held.get((name, index)) if self._held_of == step else None
+    def _tasks(
+        self,
+        weights: Mapping[str, Weight],
+        before: Manifest | None,
+        entries: dict[str, TensorEntry | _Tensor],
+        held: dict[tuple[str, int], Reference],
+    ) -> Iterator[_Task]:
+        """Yield every part that must be coded; what has the same values as before costs nothing."""
+        for name in weights:
+            weight = weights[name]
+            old = before.tensors.get(name) if before is not None else None
+            if old is not None and (old.shape, old.block_type) != (weight.shape, weight.block_type):
+                old = None
+            digest = coding.digest(weight.data)
+            if old is not None and old.sha256 == digest:
+                entries[name] = old
+                for index in range(len(old.parts)):
+                    _keep(held, (name, index), self._held.get((name, index)))
+                continue
+            kind = coding.coding_of(weight)
+            tensor = _Tensor(TensorEntry(weight.block_type, weight.shape, digest, kind, ()))
+            entries[name] = tensor
+            usable = old if old is not None and coding.uses_previous(kind) else None
+            for index, (first, rows) in enumerate(coding.cut(*weight.data.shape)):
+                yield _Task(name, index, weight.data[first : first + rows], tensor, usable)
 
-    def reference(self, step: int, name: str, entry: TensorEntry, index: int) -> Any:
-        """Return what the part `index` of a tensor is coded from after `step`."""
-        held = self.held(step, name, index)
-        if held is not None:
-            return held
-        where = f"{self._folder.name} step {step}"
-        return self._decoder.part(name, entry, entry.parts[index], True, where)[1]
+    def _code(self, task: _Task) -> tuple[_Task, tuple[Extent, ...], coding.Coded]:
+        frames, reference = self._start(task)
+        entry = task.tensor.entry
+        coded = coding.encode(entry.coding, task.data, entry.block_type, reference, self._about.base_error)
+        return task, frames, coded
 
-    @property
-    def about(self) -> About:
-        """What the history is of."""
-        return self._about
-
-
-class _Coder:
-    """The coding of one checkpoint's tensors, in order."""
-
-    def __init__(self, encoder: Encoder, before: Manifest | None) -> None:
-        self._encoder = encoder
-        self._before = before
-        self.references: dict[tuple[str, int], Any] = {}
-        self._kept_bytes = 0
-
-    def tensor(self, name: str, weight: Weight, base: NewObject, refinement: NewObject) -> TensorEntry:
-        """Write one tensor; the values that it had before cost nothing."""
-        kind = coding.coding_of(weight)
-        digest = coding.digest(weight.data)
-        before = self._before.tensors.get(name) if self._before is not None else None
-        if before is not None and (before.shape, before.block_type) != (weight.shape, weight.block_type):
-            before = None
-        if before is not None and before.sha256 == digest:
-            self._carry(name, len(before.parts))
-            return before
-        parts = []
-        for index, (first, rows) in enumerate(coding.cut(*weight.data.shape)):
-            frames, reference = self._start(name, before, index, kind)
-            data = weight.data[first : first + rows]
-            coded = coding.encode(kind, data, weight.block_type, reference, self._encoder.about.base_error)
-            lower = base.add([coded.header, *coded.base])
-            frame = Frame(lower, refinement.add(coded.refinement) if coded.refinement else None)
-            parts.append(Part(rows, (*frames, frame)))
-            self._keep((name, index), coded.reference)
-        return TensorEntry(weight.block_type, weight.shape, digest, kind, tuple(parts))
-
-    def _start(self, name: str, before: TensorEntry | None, index: int, kind: str) -> tuple[tuple[Frame, ...], Any]:
+    def _start(self, task: _Task) -> tuple[tuple[Extent, ...], Reference | None]:
         """Return the frames that a part goes on from and its reference; none where it becomes a key frame."""
-        if before is None or self._before is None or not coding.uses_previous(kind):
+        # The frames before, this one, and its refinement.
+        if task.before is None or len(task.before.parts[task.index].frames) + 2 > self._about.max_reads:
             return (), None
-        frames = before.parts[index].frames
-        # A frame is read in two ranges.
-        if 2 * len(frames) + 2 > self._encoder.about.max_reads:
-            return (), None
-        return frames, self._encoder.reference(self._before.facts.step, name, before, index)
-
-    def _carry(self, name: str, num_parts: int) -> None:
-        assert self._before is not None
-        for index in range(num_parts):
-            self._keep((name, index), self._encoder.held(self._before.facts.step, name, index))
-
-    def _keep(self, key: tuple[str, int], reference: Any) -> None:
-        size = coding.reference_bytes(reference)
-        if size and self._kept_bytes + size <= _REFERENCE_BYTES:
-            self.references[key] = reference
-            self._kept_bytes += size
+        part = task.before.parts[task.index]
+        reference = self._held.get((task.name, task.index))
+        if reference is None:
+            where = f"{self._folder.name}: {task.name}"
+            reference = self._decoder.part(task.before, part, False, where)[1]
+        return part.frames, reference
 
 
-def _named(entry: TensorEntry, names: list[str | None]) -> TensorEntry:
-    """Return `entry` with the names of the objects that its newest frames lie in."""
+def _newest_frames(manifest: Manifest) -> tuple[Extent, ...]:
+    """Return what tells a coded checkpoint from every other one."""
+    return tuple(part.frames[-1] for entry in manifest.tensors.values() for part in entry.parts)
 
-    def extent(e: Extent, name: str | None) -> Extent:
-        return e if e.object else dataclasses.replace(e, object=name or "")
+
+def _keep(held: dict[tuple[str, int], Reference], key: tuple[str, int], reference: Reference | None) -> None:
+    if reference is not None and sum(r.num_bytes for r in held.values()) + reference.num_bytes <= _REFERENCE_BYTES:
+        held[key] = reference
+
+
+def _named(tensor: _Tensor, names: list[str | None]) -> TensorEntry:
+    """Return the entry of a tensor with the names of the objects that its newest frame lies in."""
+
+    def named(extent: Extent, name: str | None) -> Extent:
+        return extent if extent.object != UNNAMED else dataclasses.replace(extent, object=name or UNNAMED)
 
     parts = []
-    for part in entry.parts:
-        *older, newest = part.frames
-        refinement = newest.refinement and extent(newest.refinement, names[1])
-        parts.append(Part(part.num_rows, (*older, Frame(extent(newest.base, names[0]), refinement))))
-    return dataclasses.replace(entry, parts=tuple(parts))
+    for part in tensor.parts:
+        frames = tuple(named(frame, names[0]) for frame in part.frames)
+        parts.append(Part(part.num_rows, frames, part.refinement and named(part.refinement, names[1])))
+    return dataclasses.replace(tensor.entry, parts=tuple(parts))

@@ -3,8 +3,10 @@
 It is complete on its own: a tensor's frames, from its key frame on, are listed with their objects, offsets and lengths,
 so that reading one needs no other checkpoint's manifest. As JSON, an object is its place in the list `objects` and
 
-    part  = [rows, frame, frame, …]                      the key frame first
-    frame = [object, offset, [lengths], object, offset, [lengths]]     header and base layer, then refinement if any
+    extent = [object, offset, [lengths]]                 pieces that lie one after the other
+    part   = [rows, [extent, extent, …], extent]         headers and base layers from the key frame on; the refinement
+
+A base layer is coded from the base layer before it; the refinement of the last one makes it exact.
 
 What this leaves out: the bytes (`coding`), and the list of checkpoints (`catalogue`).
 """
@@ -74,23 +76,20 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One coded step of a part: `base` begins with the header; `refinement` is None where the base is exact."""
-
-    base: Extent
-    refinement: Extent | None
-
-    def extents(self, is_exact: bool) -> list[Extent]:
-        """Return what a reader of this precision fetches."""
-        return [self.base, self.refinement] if is_exact and self.refinement is not None else [self.base]
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a tensor, coded alone, with all frames that lead to this checkpoint."""
+    """Some rows of a tensor, coded alone.
+
+    `frames` are the base layers that lead to this checkpoint, the key frame first, each after its header; `refinement`
+    is None where the base layer is exact.
+    """
 
     num_rows: int
-    frames: tuple[Frame, ...]
+    frames: tuple[Extent, ...]
+    refinement: Extent | None
+
+    def extents(self, is_exact: bool) -> tuple[Extent, ...]:
+        """Return what a reader of this precision fetches."""
+        return (*self.frames, self.refinement) if is_exact and self.refinement is not None else self.frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ class Manifest:
             return [] if e is None else [places[e.object], e.first, list(e.pieces)]
 
         def part(p: Part) -> list[Any]:
-            return [p.num_rows, *(extent(f.base) + extent(f.refinement) for f in p.frames)]
+            return [p.num_rows, [extent(frame) for frame in p.frames], extent(p.refinement)]
 
         tensors = {
             name: {
@@ -140,9 +139,7 @@ class Manifest:
                 "shape": list(entry.shape),
                 "sha256": entry.sha256,
                 "coding": entry.coding,
-                "parts": [
-                    [p.num_rows, *(extent(f.base) + extent(f.refinement) for f in p.frames)] for p in entry.parts
-                ],
+                "parts": [part(p) for p in entry.parts],
             }
             for name, entry in self.tensors.items()
         }
@@ -165,8 +162,7 @@ class Manifest:
         """Return every extent that any tensor of this checkpoint needs."""
         for entry in self.tensors.values():
             for part in entry.parts:
-                for frame in part.frames:
-                    yield from frame.extents(is_exact)
+                yield from part.extents(is_exact)
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
@@ -232,8 +228,13 @@ def _tensor(value: Mapping[str, Any], names: list[str], objects: Mapping[str, in
     shape = tuple(_count(size) for size in value["shape"])
     if not shape or len(shape) > 8 or not all(shape) or not _HASH.fullmatch(value["sha256"]):
         raise ValueError(f"a tensor of shape {shape} or without a SHA-256")
+
+    def extent(item: list[Any]) -> Extent:
+        return _extent(item, names, objects)
+
     parts = tuple(
-        Part(_count(rows), tuple(_frame(frame, names, objects) for frame in frames)) for rows, *frames in value["parts"]
+        Part(_count(rows), tuple(map(extent, frames)), extent(last) if last else None)
+        for rows, frames, last in value["parts"]
     )
     entry = TensorEntry(str(value["type"]), shape, value["sha256"], str(value["coding"]), parts)
     if sum(part.num_rows for part in parts) != math.prod(shape[:-1]) or not all(part.frames for part in parts):
@@ -242,17 +243,12 @@ def _tensor(value: Mapping[str, Any], names: list[str], objects: Mapping[str, in
     return entry
 
 
-def _frame(value: list[Any], names: list[str], objects: Mapping[str, int]) -> Frame:
-    if len(value) not in (3, 6):
-        raise ValueError(f"a frame of {len(value)} fields")
-    extents = [
-        Extent(names[_count(value[i])], _count(value[i + 1]), tuple(_count(n) for n in value[i + 2]))
-        for i in range(0, len(value), 3)
-    ]
-    for extent in extents:
-        if extent.first + extent.num_bytes > objects[extent.object]:
-            raise ValueError(f"a frame ends behind its object {extent.object[:12]}…")
-    return Frame(extents[0], extents[1] if extents[1:] else None)
+def _extent(value: list[Any], names: list[str], objects: Mapping[str, int]) -> Extent:
+    name, first, pieces = value
+    extent = Extent(names[_count(name)], _count(first), tuple(_count(length) for length in pieces))
+    if not pieces or extent.first + extent.num_bytes > objects[extent.object]:
+        raise ValueError(f"pieces end behind their object {extent.object[:12]}…")
+    return extent
 
 
 def _count(value: Any) -> int:

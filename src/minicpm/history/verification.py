@@ -186,7 +186,7 @@ def _check_tensors(
                 problems.append(Problem(step, f"step {step} has no {name}"))
                 continue
             is_exact = rows[step].precision == "exact"
-            needed = {e.object for p in entry.parts for frame in p.frames for e in frame.extents(is_exact)}
+            needed = {extent.object for part in entry.parts for extent in part.extents(is_exact)}
             if needed & broken:
                 continue
             try:

@@ -13,6 +13,7 @@ from tests.unit.history.conftest import STEPS, facts_at, weights_at
 import minicpm
 from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError
+from minicpm.formats.weight import Weight
 from minicpm.history import About, History, HistoryWriter
 from minicpm.history.decoding import Decoder
 
@@ -79,10 +80,10 @@ def test_no_tensor_needs_more_reads_than_promised(make_history: Make) -> None:
     for snapshot in history:
         for entry in snapshot.manifest.tensors.values():
             for part in entry.parts:
-                assert sum(len(frame.extents(True)) for frame in part.frames) <= 6
+                assert len(part.extents(True)) <= 6
         depths.append(len(snapshot.manifest.tensors[NAME].parts[0].frames))
-    assert depths == [1, 2, 3] * 4
-    assert [row.is_key for row in history.rows] == [True, False, False] * 4
+    assert depths == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2]
+    assert [row.step for row in history.rows if row.is_key] == [0, 200, 450]
 
 
 def test_one_matrix_of_one_step_reads_little(make_history: Make) -> None:
@@ -90,7 +91,7 @@ def test_one_matrix_of_one_step_reads_little(make_history: Make) -> None:
     history = History(path)
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     entry = history[450].manifest.tensors[NAME]
-    read = sum(e.num_bytes for part in entry.parts for frame in part.frames for e in frame.extents(True))
+    read = sum(extent.num_bytes for part in entry.parts for extent in part.extents(True))
     assert read < 0.03 * total
 
 
@@ -154,15 +155,23 @@ def test_the_same_step_again_is_no_error_but_another_one_is(make_history: Make, 
     assert history[75].weight(NAME).data.tobytes() == weights_at(tiny_config, 150)[NAME].data.tobytes()
 
 
-def test_float32_and_vectors_are_exact_at_every_precision(tmp_path: Path, tiny_config: ModelConfig) -> None:
-    arrays = {name: weight.decode() * 1.2345 for name, weight in weights_at(tiny_config, 50).items()}
-    from minicpm.formats.weight import Weight
-
+@pytest.mark.parametrize("block_type", ["F32", "F16"])
+def test_other_dtypes_are_exact_too(tmp_path: Path, tiny_config: ModelConfig, block_type: str) -> None:
+    steps = {
+        step: {
+            name: Weight.from_array(weight.decode() * np.float32(1.2345), block_type)
+            for name, weight in weights_at(tiny_config, step).items()
+        }
+        for step in (0, 50)
+    }
     with HistoryWriter(tmp_path / "h", About(tiny_config)) as writer:
-        writer.append(facts_at(50), {name: Weight.from_array(array) for name, array in arrays.items()})
-    for precision in ("base", "exact"):
-        snapshot = History(tmp_path / "h").at(50, precision=precision)  # type: ignore[arg-type]
-        assert all(np.array_equal(snapshot[name], array) for name, array in arrays.items())
+        for step, weights in steps.items():
+            writer.append(facts_at(step), weights)
+    history = History(tmp_path / "h")
+    for step, weights in steps.items():
+        for name, weight in weights.items():
+            assert history[step].weight(name).data.tobytes() == weight.data.tobytes()
+            assert np.allclose(history.at(step, precision="base")[name], weight.decode(), atol=0.02)
 
 
 def test_a_torch_model_on_demand(make_history: Make, tiny_config: ModelConfig) -> None:

@@ -31,7 +31,7 @@ def texts(path: Path, **settings: bool) -> list[str]:
 def newest_object(path: Path, step: int) -> Path:
     """The file of the base layer that `step` added."""
     entry = History(path)[step].manifest.tensors[NAME]
-    return path / "objects" / entry.parts[0].frames[-1].base.object
+    return path / "objects" / entry.parts[0].frames[-1].object
 
 
 def write(path: Path, config: ModelConfig, steps: dict[int, Weights]) -> Path:
@@ -149,9 +149,10 @@ def test_manifests_that_lie_are_refused(make_history: Make) -> None:
     text = (path / History(path).rows[1].manifest).read_text()
     changes: list[Callable[[Any, list[Any]], object]] = [
         lambda value, part: part.__setitem__(0, 1 << 60),
-        lambda value, part: part[1].__setitem__(1, 1 << 50),
-        lambda value, part: part[1].__setitem__(0, -1),
-        lambda value, part: part[1].pop(),
+        lambda value, part: part[1][0].__setitem__(1, 1 << 50),
+        lambda value, part: part[1][0].__setitem__(0, -1),
+        lambda value, part: part[1].clear(),
+        lambda value, part: part[2].pop(),
         lambda value, part: value["tensors"][NAME].update(shape=[1 << 40, 1 << 40]),
         lambda value, part: value["tensors"][NAME].update(type="Q9"),
         lambda value, part: value["objects"].__setitem__(0, ["../../etc/passwd", 5]),

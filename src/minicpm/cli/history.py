@@ -1,0 +1,29 @@
+"""`minicpm history VERB`: every checkpoint of a run, to list, look at, check, compare, copy, thin and bring in."""
+
+from __future__ import annotations
+
+import argparse
+
+from minicpm.cli import history_reading as reading
+from minicpm.cli import history_writing as writing
+from minicpm.cli.group import Group
+
+
+def parser() -> Group:
+    """Return the parser of this verb."""
+    group = Group("history", "Look into the checkpoints of a run: RUN is its folder, its folder `history`, or a URL.")
+    group.add("ls", reading.ls_parser(), reading.ls)
+    group.add("show", reading.show_parser(), reading.show)
+    group.add("get", writing.get_parser(), writing.get)
+    group.add("verify", reading.verify_parser(), reading.verify)
+    group.add("diff", reading.diff_parser(), reading.diff)
+    group.add("thin", writing.thin_parser(), writing.thin)
+    group.add("publish", writing.publish_parser(), writing.publish)
+    group.add("pull", writing.pull_parser(), writing.pull)
+    group.add("import", writing.import_parser(), writing.import_)
+    return group
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the chosen verb."""
+    options.run(options)
