@@ -66,9 +66,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _resolved(spec: str) -> str:
     """Return the backend's name with a pinned or cached name replaced by its path."""
+    from minicpm.exchange.backends import BACKENDS
     from minicpm.exchange.compare import local_path
-    from minicpm.history.naming import resolve
+    from minicpm.history.naming import parse_step, resolve
 
+    # A step's own colons, of a URL or of its precision, are not those of a backend.
+    if spec.partition(":")[0] not in BACKENDS and parse_step(spec) is not None:
+        return str(resolve(spec))
     name = local_path(spec)
     if name is None:
         return spec

@@ -23,7 +23,7 @@ def ls_parser() -> Parser:
         "List the checkpoints: step, tokens, stage, lr, losses, and the bytes that each takes.",
         ["minicpm history ls runs/nano", "minicpm history ls https://example.org/nano/history --stage decay"],
     )
-    verb.add_argument("run", metavar="RUN", help="a run's folder, a history's folder, or a URL")
+    verb.add_argument("source", metavar="RUN", help="a run's folder, a history's folder, or a URL")
     verb.add_argument("--stage", metavar="S", help="only this one: warmup, stable, decay or tail")
     verb.add_argument("--json", action="store_true", help="as JSON, with every measurement")
     return verb
@@ -33,7 +33,7 @@ def ls(options: argparse.Namespace) -> None:
     """List."""
     from minicpm.history.naming import open_history
 
-    history = open_history(options.run)
+    history = open_history(options.source)
     rows = [row for row in history.rows if options.stage in (None, row.stage)]
     if options.stage and not rows:
         history.stage(options.stage)  # says which there are
@@ -57,7 +57,7 @@ def ls(options: argparse.Namespace) -> None:
     out(table(header, lines, right=[0, 1, 3, 4, 5, 6, 7]))
     note(f"{len(rows)} checkpoints, {megabytes(sum(row.num_bytes for row in rows))} together")
     if rows:
-        suggest(f"minicpm chat {options.run}@{rows[-1].step}")
+        suggest(f"minicpm chat {options.source}@{rows[-1].step}")
 
 
 def _loss(losses: Any, name: str) -> str:
@@ -151,7 +151,7 @@ def verify_parser() -> Parser:
         "tensor is another's. Names each problem; exit code 2 if there is one.",
         ["minicpm history verify runs/nano", "minicpm history verify runs/nano --quick"],
     )
-    verb.add_argument("run", metavar="RUN", help="a run's folder, a history's folder, or a URL")
+    verb.add_argument("source", metavar="RUN", help="a run's folder, a history's folder, or a URL")
     verb.add_argument("--quick", action="store_true", help="hash the files only; decode nothing")
     return verb
 
@@ -165,7 +165,7 @@ def verify(options: argparse.Namespace) -> None:
     from minicpm.history.naming import open_history
     from minicpm.history.verification import verify as find_problems
 
-    history = open_history(options.run)
+    history = open_history(options.source)
     problems = find_problems(history, is_deep=not options.quick, on_progress=note)
     for problem in problems:
         out(problem.text)

@@ -25,7 +25,7 @@ def get_parser() -> Parser:
             "minicpm history get runs/nano --layout hf-cache --steps all --out hf-cache",
         ],
     )
-    verb.add_argument("run", metavar="RUN", help="a run's folder, a history's folder, or a URL")
+    verb.add_argument("source", metavar="RUN", help="a run's folder, a history's folder, or a URL")
     _add_steps(verb, "last")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder; of hf-cache the cache")
     verb.add_argument("--layout", choices=("folder", "hf-cache"), default="folder", help="(default: folder)")
@@ -43,16 +43,16 @@ def get(options: argparse.Namespace) -> None:
     from minicpm.history.model_folder import write_model_folder
     from minicpm.history.naming import open_history
 
-    history = open_history(options.run)
+    history = open_history(options.source)
     steps = choose_steps(history, options.steps)
     if options.layout == "hf-cache":
         from minicpm.exchange.hub_layout import write_hub_layout
 
-        name = options.name or run_name(options.run)
+        name = options.name or run_name(options.source)
         repository = write_hub_layout(history, steps, options.out, name, options.to, options.precision, note)
         out(f"{options.out}: {repository}, revisions {', '.join(f'step{step}' for step in steps)}")
         load = f'AutoModelForCausalLM.from_pretrained("{repository}", revision="step{steps[-1]}"'
-        note(f'in Python: {load}, cache_dir="{options.out}", local_files_only=True)')
+        note(f'in Python, with HF_HUB_OFFLINE=1: {load}, cache_dir="{options.out}")')
         return
     for step in steps:
         path = options.out if len(steps) == 1 else options.out / f"step_{step:06d}"
@@ -69,7 +69,7 @@ def thin_parser() -> Parser:
         "was published stay in any case, to the byte.",
         ["minicpm history thin runs/nano --every 10000 --all-of decay --early --dry-run"],
     )
-    verb.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a history's")
+    verb.add_argument("source", metavar="RUN", type=Path, help="a run's folder, or a history's")
     verb.add_argument("--every", type=int, default=0, metavar="N", help="keep multiples of N")
     verb.add_argument("--all-of", action="append", default=[], metavar="STAGE", help="keep all of this stage")
     verb.add_argument("--early", action="store_true", help="keep step 0 and the powers of two")
@@ -88,7 +88,7 @@ def thin(options: argparse.Namespace) -> None:
     rule = ThinRule(options.every, tuple(options.all_of), options.early, steps)
     if rule == ThinRule() or options.every < 0:
         raise UsageError("say what stays: --every N (above 0), --all-of STAGE, --early or --keep STEP,STEP")
-    with HistoryWriter(_own_folder(options.run)) as writer:
+    with HistoryWriter(_own_folder(options.source)) as writer:
         rows = writer.catalogue.rows
         kept = set(rule.kept(rows))
         stages = dict.fromkeys(row.stage for row in rows)
@@ -101,7 +101,7 @@ def thin(options: argparse.Namespace) -> None:
             return
         gone, freed = keep_fewer(writer, rule, note)
     out(f"{len(gone)} checkpoints gone, {len(kept)} stay; {megabytes(freed)} freed")
-    suggest(f"minicpm history verify {options.run}")
+    suggest(f"minicpm history verify {options.source}")
 
 
 def publish_parser() -> Parser:
@@ -112,7 +112,7 @@ def publish_parser() -> Parser:
         "any tool.",
         ["minicpm history publish runs/nano --steps 1000,2000"],
     )
-    verb.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a history's")
+    verb.add_argument("source", metavar="RUN", type=Path, help="a run's folder, or a history's")
     _add_steps(verb, "all")
     return verb
 
@@ -123,7 +123,7 @@ def publish(options: argparse.Namespace) -> None:
     from minicpm.history.store import HistoryWriter
     from minicpm.history.thinning import publish as mark
 
-    folder = _own_folder(options.run)
+    folder = _own_folder(options.source)
     steps = choose_steps(History(folder), options.steps)
     with HistoryWriter(folder) as writer:
         mark(writer, steps)

@@ -3,7 +3,8 @@
     CACHE/models--local--NAME/refs/step500            holds the snapshot's name
     CACHE/models--local--NAME/snapshots/…/config.json …
 
-`from_pretrained` honours `revision=` in its cache alone; a folder has none. What this leaves out: uploading.
+`from_pretrained` honours `revision=` in its cache alone; a folder has none. With HF_HUB_OFFLINE=1 it asks nobody. What
+this leaves out: uploading.
 
 Source: huggingface_hub, "Understand caching" (the cache-system layout: refs, snapshots).
 """

@@ -53,7 +53,7 @@ def released_facts(step: int, file: str) -> Facts:
 def import_published(source: Path, out: Path, say: Callable[[str], None] = lambda line: None) -> list[Row]:
     """Make the history at `out` hold every checkpoint in the folder `source`, and return their rows.
 
-    Steps that the history has already are not read again, so an interrupted import goes on.
+    The first file is read in any case; steps that the history has already are not written again.
 
     Raises:
         CheckpointError: no such files or no config.json, two of one step, or a disk that is full.
@@ -64,10 +64,12 @@ def import_published(source: Path, out: Path, say: Callable[[str], None] = lambd
     writer: HistoryWriter | None = None
     try:
         for index, (step, file) in enumerate(files.items()):
+            if writer is not None and step in writer.rows:
+                rows.append(writer.rows[step])
+                continue
             with tempfile.TemporaryDirectory(prefix="minicpm-import-") as folder:
                 checkpoint = _open(source, file, Path(folder))
-                if writer is None:
-                    writer = _open_history(source, out, checkpoint)
+                writer = writer or _open_history(source, out, checkpoint)
                 if step not in writer.rows:
                     say(f"{index + 1} of {len(files)}: {file.name}")
                     writer.append(released_facts(step, file.name), checkpoint.weights)

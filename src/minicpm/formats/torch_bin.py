@@ -56,7 +56,11 @@ def _load(path: Path) -> dict[str, Weight]:
     try:
         # Files of before torch 1.6 are no zip archives and cannot be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+    # The last four: torch's reader takes apart whatever bytes it is given, step by step.
+    except (
+        pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError,
+        LookupError, AssertionError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FormatError(f"{path} does not hold plain tensors: {reason[:200]}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
