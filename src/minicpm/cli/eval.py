@@ -128,7 +128,7 @@ def _run_harness(options: argparse.Namespace) -> None:
 
 def _open(options: argparse.Namespace) -> EvaluatedModel:
     import minicpm
-    from minicpm.hub import resolve
+    from minicpm.history.naming import resolve
 
     spec = options.model
     if spec.startswith(("http://", "https://")):
