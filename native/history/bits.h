@@ -9,28 +9,40 @@
 
 namespace minicpm::history {
 
+inline uint64_t little_endian(uint64_t word) {
+    return std::endian::native == std::endian::big ? __builtin_bswap64(word) : word;
+}
+inline uint64_t load64(const uint8_t* p) {
+    uint64_t word;
+    std::memcpy(&word, p, sizeof word);
+    return little_endian(word);
+}
+inline void store64(uint8_t* p, uint64_t word) {
+    word = little_endian(word);
+    std::memcpy(p, &word, sizeof word);
+}
+
 class BitWriter {
   public:
-    // `count` of at most 32.
+    // `count` of at most 56; bits above are zeros.
     void put(uint64_t bits, int count) {
+        if (size_ + 8 > bytes_.size()) bytes_.resize(2 * bytes_.size() + 64);
         buffer_ |= bits << held_;
         held_ += count;
-        while (held_ >= 8) {
-            bytes_.push_back(static_cast<uint8_t>(buffer_));
-            buffer_ >>= 8;
-            held_ -= 8;
-        }
+        store64(bytes_.data() + size_, buffer_);
+        size_ += static_cast<size_t>(held_ >> 3);
+        buffer_ >>= held_ & ~7;
+        held_ &= 7;
     }
     // Ends with the last byte, which is filled up with zeros.
     std::vector<uint8_t>& finish() {
-        if (held_ > 0) bytes_.push_back(static_cast<uint8_t>(buffer_));
-        held_ = 0;
-        buffer_ = 0;
+        bytes_.resize(size_ + (held_ > 0));
         return bytes_;
     }
 
   private:
     std::vector<uint8_t> bytes_;
+    size_t size_ = 0;
     uint64_t buffer_ = 0;
     int held_ = 0;
 };
@@ -45,8 +57,7 @@ class BitReader {
         const size_t byte = position_ >> 3;
         uint64_t word = 0;
         if (byte + 8 <= bytes_.size()) {
-            std::memcpy(&word, bytes_.data() + byte, 8);
-            if constexpr (std::endian::native == std::endian::big) word = __builtin_bswap64(word);
+            word = load64(bytes_.data() + byte);
         } else {
             for (size_t i = byte; i < bytes_.size(); ++i) word |= uint64_t{bytes_[i]} << 8 * (i - byte);
         }

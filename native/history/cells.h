@@ -65,29 +65,22 @@ int open_bits(int32_t magnitude) {
     return Cell<Bits>::kMantissaBits - (std::bit_width(static_cast<uint32_t>(magnitude)) - 1);
 }
 
-// The cell with these high bits of its mantissa and the open ones 0.
 template <class Bits>
-Bits lowest_cell(int32_t bin, int exponent) {
+Bits cell_of(bool is_negative, int exponent, uint64_t fraction) {
     constexpr int mantissa = Cell<Bits>::kMantissaBits;
-    const auto magnitude = static_cast<uint32_t>(magnitude_of(bin));
-    const int open = open_bits<Bits>(static_cast<int32_t>(magnitude));
-    const int biased = exponent + 127 + mantissa - open;
-    const uint32_t fraction = open >= 0 ? magnitude << open : magnitude >> -open;
-    const Bits bits = static_cast<Bits>((uint32_t{uint8_t(biased)} << mantissa) | (fraction & kMantissaMask<Bits>));
-    return static_cast<Bits>(bits | (bin < 0 ? Bits{1} << (Cell<Bits>::kWidth - 1) : 0));
+    return static_cast<Bits>(uint64_t{is_negative} << (Cell<Bits>::kWidth - 1) |
+                             uint64_t{uint8_t(exponent + 127)} << mantissa | (fraction & kMantissaMask<Bits>));
 }
 
-// The middle of a bin, which the base layer stands for.
+// The middle of a bin, which the base layer stands for; of a bin that is one cell, that cell.
 template <class Bits>
 Bits middle_cell(int32_t bin, int exponent) {
     constexpr int mantissa = Cell<Bits>::kMantissaBits;
-    const int32_t magnitude = magnitude_of(bin);
-    if (magnitude == 0) {
-        const Bits half = static_cast<Bits>(Bits(exponent - 1 + 127) << mantissa);
-        return static_cast<Bits>(half | (bin < 0 ? Bits{1} << (Cell<Bits>::kWidth - 1) : 0));
-    }
-    const int open = open_bits<Bits>(magnitude);
-    return static_cast<Bits>(lowest_cell<Bits>(bin, exponent) | (open > 0 ? Bits{1} << (open - 1) : 0));
+    // In half steps; its last bit falls away where the bin leaves nothing open.
+    const uint32_t halves = static_cast<uint32_t>(magnitude_of(bin)) << 1 | 1;
+    const int above = std::bit_width(halves) - 1;
+    const uint32_t fraction = above <= mantissa ? halves << (mantissa - above) : halves >> (above - mantissa);
+    return cell_of<Bits>(bin < 0, exponent - 1 + above, fraction);
 }
 
 // beta x cell in units of step / 2^kFractionBits, bounded.

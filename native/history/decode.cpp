@@ -10,13 +10,14 @@ namespace minicpm::history {
 namespace {
 
 // Cells of a row that are read in one go.
-constexpr int64_t kSegment = 1024;
+constexpr size_t kSegment = kLongestRun;
 
 // Where in its bin the prediction lies, and the bin; of a whole segment, so that the loops stay simple.
 struct Context {
     const Table* tables[kSegment];
     int32_t bins[kSegment];
     uint8_t coarse[kSegment];
+    uint8_t symbols[kSegment];
 };
 
 template <class Bits>
@@ -29,7 +30,7 @@ class Decoder {
         exponent_ = int{row.exponent} - 128;
         if (exponent_ < kSmallestExponent) throw std::invalid_argument("a row's step is too small");
         for (size_t i = 0; i < columns.size(); i += kSegment) {
-            const auto part = columns.subspan(i, std::min<size_t>(kSegment, columns.size() - i));
+            const auto part = columns.subspan(i, std::min(kSegment, columns.size() - i));
             look(row, part, before ? before + i : nullptr);
             bins(part.size(), base + i);
             if (exact) refine(part.size(), base + i, exact + i);
@@ -44,18 +45,20 @@ class Decoder {
 
   private:
     void look(const Row& row, std::span<const int8_t> columns, const Bits* before) {
+        const Scale* const scales = tables_.scales(row.scale);
         for (size_t i = 0; i < columns.size(); ++i) {
-            const int scale = class_of(row.scale, columns[i]), coarse = Tables::coarse(scale);
-            const int32_t units = (before ? predict(before[i], row.beta, exponent_) : 0) >> coarse;
-            context_.tables[i] = tables_.of(scale) + (units & (kNumFractions - 1));
+            const Scale& scale = scales[columns[i]];
+            const int32_t units = (before ? predict(before[i], row.beta, exponent_) : 0) >> scale.coarse;
+            context_.tables[i] = scale.tables + (units & (kNumFractions - 1));
             context_.bins[i] = units >> kFractionBits;
-            context_.coarse[i] = static_cast<uint8_t>(coarse);
+            context_.coarse[i] = static_cast<uint8_t>(scale.coarse);
         }
     }
 
     void bins(size_t count, Bits* base) {
+        numerals_.read({context_.tables, count}, context_.symbols);
         for (size_t i = 0; i < count; ++i) {
-            const int symbol = numerals_.take(*context_.tables[i]);
+            const int symbol = context_.symbols[i];
             if (symbol == kEscape) [[unlikely]] {
                 context_.bins[i] = kNoBin;
                 base[i] = static_cast<Bits>(whole_.take(Cell<Bits>::kWidth));
@@ -71,33 +74,36 @@ class Decoder {
     }
 
     void refine(size_t count, const Bits* base, Bits* exact) {
+        constexpr int mantissa = Cell<Bits>::kMantissaBits;
         for (size_t i = 0; i < count; ++i) {
             const int32_t bin = context_.bins[i];
             if (bin == kNoBin) [[unlikely]] {
                 exact[i] = base[i];
-            } else if (const int32_t magnitude = magnitude_of(bin)) {
-                const int open = std::max(0, open_bits<Bits>(magnitude));
-                exact[i] = static_cast<Bits>(lowest_cell<Bits>(bin, exponent_) | open_.take(open));
-            } else {
-                exact[i] = small(bin);
+                continue;
             }
+            const auto magnitude = static_cast<uint32_t>(magnitude_of(bin));
+            if (magnitude == 0) {
+                exact[i] = small(bin < 0);
+                continue;
+            }
+            const int above = std::bit_width(magnitude) - 1, open = mantissa - above;
+            const uint64_t fraction = open >= 0 ? uint64_t{magnitude} << open | open_.take(open) : magnitude >> -open;
+            exact[i] = cell_of<Bits>(bin < 0, exponent_ + above, fraction);
         }
     }
 
-    // A cell below the step: zeros for each exponent that it drops, a one, the mantissa; or no one, and all but the
-    // sign.
-    Bits small(int32_t bin) {
+    // A cell below the step: a zero for each exponent that it drops, a one, its mantissa; or, without that one, all
+    // bits but the sign.
+    Bits small(bool is_negative) {
         constexpr int mantissa = Cell<Bits>::kMantissaBits;
-        const int drops = std::countr_zero(open_.peek() | uint64_t{1} << kNumDrops);
-        Bits bits = 0;
-        if (drops == kNumDrops) {
-            open_.skip(kNumDrops);
-            bits = static_cast<Bits>(open_.take(mantissa + 8));
-        } else {
-            open_.skip(drops + 1);
-            bits = static_cast<Bits>(open_.take(mantissa) | uint64_t(exponent_ - 1 - drops + 127) << mantissa);
+        const uint64_t bits = open_.peek();
+        const int drops = std::countr_zero(bits | uint64_t{1} << kNumDrops);
+        if (drops < kNumDrops) [[likely]] {
+            open_.skip(drops + 1 + mantissa);
+            return cell_of<Bits>(is_negative, exponent_ - 1 - drops, bits >> (drops + 1));
         }
-        return static_cast<Bits>(bits | (bin < 0 ? Bits{1} << (Cell<Bits>::kWidth - 1) : 0));
+        open_.skip(kNumDrops);
+        return static_cast<Bits>(uint64_t{is_negative} << (Cell<Bits>::kWidth - 1) | open_.take(mantissa + 8));
     }
 
     Tables tables_;

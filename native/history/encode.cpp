@@ -17,10 +17,11 @@ class Encoder {
 
     void row(const Row& row, std::span<const int8_t> columns, const Bits* cells, const Bits* before, Bits* base) {
         const int exponent = int{row.exponent} - 128;
+        const Scale* const scales = tables_.scales(row.scale);
         for (size_t i = 0; i < columns.size(); ++i) {
-            const int scale = class_of(row.scale, columns[i]), coarse = Tables::coarse(scale);
+            const auto [tables, coarse] = scales[columns[i]];
             const int32_t units = (before ? predict(before[i], row.beta, exponent) : 0) >> coarse;
-            const Table& table = tables_.of(scale)[units & (kNumFractions - 1)];
+            const Table& table = tables[units & (kNumFractions - 1)];
             const int32_t bin = bin_of(cells[i], exponent);
             const int32_t distance = bin == kNoBin ? kReach + 1 : (bin >> coarse) - (units >> kFractionBits);
             if (std::abs(distance) > kReach || !put(table, distance + kReach)) {

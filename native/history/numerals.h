@@ -14,6 +14,7 @@ namespace minicpm::history {
 
 constexpr int kNumStates = 8;
 constexpr uint32_t kLowestState = 1u << 16;
+constexpr size_t kLongestRun = 1024;
 
 class NumeralReader {
   public:
@@ -23,33 +24,42 @@ class NumeralReader {
         const uint64_t num_words = word32(bytes.data());
         if (num_words > (bytes.size() - start) / 2) throw std::invalid_argument("more words than bytes");
         for (int i = 0; i < kNumStates; ++i) states_[i] = word32(bytes.data() + 4 + 4 * i);
-        next_ = bytes.data() + start;
-        end_ = next_ + 2 * num_words;
         rest_ = bytes.subspan(start + 2 * num_words);
+        words_.resize(num_words + kLongestRun);
+        for (size_t i = 0; i < num_words; ++i) {
+            words_[i] = static_cast<uint16_t>(bytes[start + 2 * i] | bytes[start + 2 * i + 1] << 8);
+        }
+        num_words_ = num_words;
     }
     // What follows the stream.
     std::span<const uint8_t> rest() const { return rest_; }
 
-    int take(const Table& table) {
-        uint32_t& state = states_[turn_];
-        turn_ = (turn_ + 1) % kNumStates;
-        const uint32_t slot = state & (kTotal - 1);
-        const int symbol = table.symbol_of(static_cast<uint16_t>(slot));
-        const uint32_t first = table.first[symbol];
-        uint32_t x = (table.end(symbol) - first) * (state >> kProbabilityBits) + slot - first;
-        if (x < kLowestState) {
-            if (next_ == end_) throw std::invalid_argument("fewer words than its cells take");
-            x = x << 16 | next_[0] | uint32_t{next_[1]} << 8;
-            next_ += 2;
+    // Reads one symbol from each table, at most kLongestRun: there are so many words beyond the end.
+    void read(std::span<const Table* const> tables, uint8_t* symbols) {
+        size_t next = next_;
+        const uint16_t* const words = words_.data();
+        for (size_t i = 0; i < tables.size(); ++i) {
+            uint32_t& state = states_[(turn_ + i) % kNumStates];
+            const Table& table = *tables[i];
+            const uint32_t slot = state & (kTotal - 1);
+            const int symbol = table.symbol_of(slot);
+            const uint32_t first = table.first[symbol];
+            const uint32_t x = (table.end(symbol) - first) * (state >> kProbabilityBits) + slot - first;
+            // Arithmetic instead of a branch, which would be guessed wrong as often as a word is read.
+            const uint32_t is_low = x < kLowestState;
+            state = x << 16 * is_low | (words[next] & (0 - is_low));
+            next += is_low;
+            symbols[i] = static_cast<uint8_t>(symbol);
         }
-        state = x;
-        return symbol;
+        turn_ = (turn_ + tables.size()) % kNumStates;
+        next_ = next;
+        if (next_ > num_words_) throw std::invalid_argument("fewer words than its cells take");
     }
     void finish() const {
         for (const uint32_t state : states_) {
             if (state != kLowestState) throw std::invalid_argument("states that do not end where they began");
         }
-        if (next_ != end_) throw std::invalid_argument("more words than its cells take");
+        if (next_ != num_words_) throw std::invalid_argument("more words than its cells take");
     }
 
   private:
@@ -58,9 +68,9 @@ class NumeralReader {
     }
 
     uint32_t states_[kNumStates];
-    unsigned turn_ = 0;
-    const uint8_t* next_;
-    const uint8_t* end_;
+    size_t turn_ = 0;
+    std::vector<uint16_t> words_;
+    size_t next_ = 0, num_words_ = 0;
     std::span<const uint8_t> rest_;
 };
 

@@ -2,11 +2,17 @@
 
 namespace minicpm::history {
 
-Tables::Tables(const Knots& within) {
+Tables::Tables(const Knots& within) : tables_(std::make_unique<Table[]>(kNumTableClasses * kNumFractions)) {
     within_[0] = 0;
     for (int i = 0; i < kNumKnots; ++i) {
         within_[i + 1] = within[i];
         if (within_[i + 1] < within_[i]) throw std::invalid_argument("the distribution's knots do not rise");
+    }
+    for (int index = 0; index < kNumTableClasses; ++index) fill(&tables_[index * kNumFractions], index);
+    for (int i = 0; i < static_cast<int>(scales_.size()); ++i) {
+        const int scale = std::clamp(i - 128, 0, kNumClasses - 1);
+        const int coarse = std::max(0, (scale - kNumTableClasses + kClassesPerOctave) / kClassesPerOctave);
+        scales_[i] = {&tables_[(scale - kClassesPerOctave * coarse) * kNumFractions], coarse};
     }
 }
 
@@ -25,8 +31,7 @@ uint64_t Tables::below(int64_t place, int index) const {
     return place < 0 ? half - mass : half + mass;
 }
 
-void Tables::make(int index) {
-    auto tables = std::make_unique<Table[]>(kNumFractions);
+void Tables::fill(Table* tables, int index) const {
     for (int fraction = 0; fraction < kNumFractions; ++fraction) {
         const auto edge = [&](int symbol) { return below(int64_t{symbol - kReach} * kNumFractions - fraction, index); };
         // What lies outside goes to the escape, which has at least one slot.
@@ -35,7 +40,6 @@ void Tables::make(int index) {
             tables[fraction].first[symbol] = static_cast<uint16_t>((edge(symbol) - lowest) * (kTotal - 1) >> 33);
         }
     }
-    tables_[index] = std::move(tables);
 }
 
 }  // namespace minicpm::history

@@ -3,10 +3,15 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <stdexcept>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "cells.h"
 #include "codec.h"
@@ -26,12 +31,34 @@ struct Table {
     alignas(64) uint16_t first[kNumSymbols];
 
     uint32_t end(int symbol) const { return symbol == kEscape ? kTotal : first[symbol + 1]; }
-    // The symbol of a slot below kTotal. Written so that compilers count with vectors.
-    int symbol_of(uint16_t slot) const {
-        uint16_t count = 0;
-        for (int i = 0; i < kNumSymbols; ++i) count = static_cast<uint16_t>(count + (first[i] <= slot));
-        return count - 1;
-    }
+    // The symbol of a slot below kTotal.
+    int symbol_of(uint32_t slot) const;
+};
+
+#if defined(__SSE2__)
+inline int Table::symbol_of(uint32_t slot) const {
+    static_assert(kNumSymbols == 32 && kTotal <= 1 << 15);
+    const auto* firsts = reinterpret_cast<const __m128i*>(first);
+    const __m128i slots = _mm_set1_epi16(static_cast<int16_t>(slot));
+    const auto above = [&](int i) { return _mm_cmpgt_epi16(_mm_load_si128(firsts + i), slots); };
+    const auto low = static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(above(0), above(1))));
+    const auto high = static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(above(2), above(3))));
+    // Above every slot lies the end of the last symbol.
+    return std::countr_zero(uint64_t{high} << 16 | low | uint64_t{1} << 32) - 1;
+}
+#else
+inline int Table::symbol_of(uint32_t slot) const {
+    uint16_t count = 0;
+    for (int i = 0; i < kNumSymbols; ++i) count = static_cast<uint16_t>(count + (first[i] <= slot));
+    return count - 1;
+}
+#endif
+
+// How cells of one class are coded: with one table for each place of the prediction within its bin, and so many low
+// bits of the bin as they are.
+struct Scale {
+    const Table* tables = nullptr;
+    int coarse = 0;
 };
 
 class Tables {
@@ -39,24 +66,16 @@ class Tables {
     // Throws std::invalid_argument unless the knots rise.
     explicit Tables(const Knots& within);
 
-    static int coarse(int scale) {
-        return std::max(0, (scale - kNumTableClasses + kClassesPerOctave) / kClassesPerOctave);
-    }
-    // The tables of a class, one for each place of the prediction within its bin.
-    const Table* of(int scale) {
-        const int index = scale - kClassesPerOctave * coarse(scale);
-        if (!tables_[index]) make(index);
-        return tables_[index].get();
-    }
+    // How the cells of a row are coded, by the offset of their column, from -128 to 127.
+    const Scale* scales(uint8_t row) const { return scales_.data() + row + 128; }
 
   private:
-    void make(int index);
+    void fill(Table* tables, int index) const;
     uint64_t below(int64_t place, int index) const;
 
     std::array<uint32_t, kNumKnots + 1> within_;
-    std::array<std::unique_ptr<Table[]>, kNumTableClasses> tables_;
+    std::unique_ptr<Table[]> tables_;
+    std::array<Scale, 256 + 256> scales_;
 };
-
-inline int class_of(uint8_t row, int8_t column) { return std::clamp(int{row} + int{column}, 0, kNumClasses - 1); }
 
 }  // namespace minicpm::history
