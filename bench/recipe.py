@@ -113,7 +113,7 @@ def train_llama(home: Path, config: PretrainConfig) -> None:
             max_position_embeddings=shape.max_position_embeddings,
         )
     )  # fmt: skip
-    metrics = MetricsFile(home / "llama", 0)
+    metrics = MetricsFile(home / "llama", 0, print)
     optimizer = torch.optim.AdamW(peer.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     for step in range(1, config.schedule.total_steps + 1):
         batch = made.corpus.stream.batch(config.batch.sequences_before(step), config.batch.at(step))
