@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minicpm.cli.parser import Parser
@@ -41,6 +44,11 @@ def show_plan(plan: Plan, micro_note: str = "") -> None:
     out(f"each checkpoint takes {size(plan.checkpoint_bytes)}")
 
 
+def resuming(arguments: Sequence[str]) -> str:
+    """Return the command that goes on with what was begun with `arguments`."""
+    return shlex.join(["minicpm", *arguments, *([] if "--resume" in arguments else ["--resume"])])
+
+
 def run_to_end(ready: Ready) -> None:
     """Train, say how it ended, and name the next command.
 
@@ -58,7 +66,7 @@ def run_to_end(ready: Ready) -> None:
     end, code = pretrain(ready, note)
     if code:
         note(f"saved step {end.step} and stopped, as asked")
-        note(f"go on with: minicpm pretrain … --out {ready.run} --resume")
+        note(f"go on with: {resuming(sys.argv[1:])}")
         raise SystemExit(code)
     loss = f", loss {end.last.loss:.4f}" if end.last else ""
     out(f"done: step {end.step}{loss}; {ready.run}")

@@ -37,7 +37,7 @@ def plot_loss(run: Path, schedule: ScheduleConfig) -> Path | None:
     last = losses[-1][0]
     for name, first, end in stage_bounds(schedule):
         if first <= last:
-            axes.axvspan(first, min(end, last), color=_COLOURS[name], lw=0, label=name)
+            axes.axvspan(first, min(end + 1, last), color=_COLOURS[name], lw=0, label=name)
     axes.plot(*zip(*losses, strict=True), color="#9db8d2", lw=0.8, label="loss")
     axes.plot(*zip(*smooth(losses), strict=True), color="#1f5fa8", lw=1.6, label="loss, smoothed")
     _plot_heldout(axes, rows)
@@ -46,6 +46,9 @@ def plot_loss(run: Path, schedule: ScheduleConfig) -> Path | None:
     rates = axes.twinx()
     rates.plot(*zip(*((r["step"], r["lr"]) for r in rows if "lr" in r), strict=True), color="#bbbbbb", lw=1, ls="--")
     rates.set_ylabel("learning rate (dashed)")
+    # The rate's axes would be drawn over the losses and their legend.
+    axes.set_zorder(rates.get_zorder() + 1)
+    axes.patch.set_visible(False)
     axes.legend(loc="upper right", fontsize=8)
     with atomic_file(run / PICTURE) as file:
         figure.savefig(file, format="png", dpi=120)
@@ -59,10 +62,12 @@ def _plot_heldout(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def smooth(points: list[tuple[int, float]], keep: float = 0.95) -> list[tuple[int, float]]:
-    """Return the points with an exponential mean, corrected for its start."""
-    mean, weight, smoothed = 0.0, 0.0, []
-    for step, value in points:
-        mean = keep * mean + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        smoothed.append((step, mean / weight))
+    """Return the points with an exponential mean that looks back over a fifth of the points at first.
+
+    Losses fall steeply there, and a mean of fixed length would lag far above them.
+    """
+    mean, smoothed = 0.0, []
+    for number, (step, value) in enumerate(points):
+        mean += max(1 - keep, 1 / (1 + number / 5)) * (value - mean)
+        smoothed.append((step, mean))
     return smoothed
