@@ -34,22 +34,23 @@ def plot_loss(run: Path, schedule: ScheduleConfig) -> Path | None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    # Stages and rate lie behind the losses and their legend.
+    rates = axes.twinx()
+    axes.set_zorder(rates.get_zorder() + 1)
+    axes.patch.set_visible(False)
     last = losses[-1][0]
     for name, first, end in stage_bounds(schedule):
         if first <= last:
-            axes.axvspan(first, min(end + 1, last), color=_COLOURS[name], lw=0, label=name)
+            rates.axvspan(first, min(end + 1, last), color=_COLOURS[name], lw=0, label=name)
+    rates.plot(*zip(*((r["step"], r["lr"]) for r in rows if "lr" in r), strict=True), color="#999999", lw=1, ls="--")
+    rates.set_ylabel("learning rate (dashed)")
     axes.plot(*zip(*losses, strict=True), color="#9db8d2", lw=0.8, label="loss")
     axes.plot(*zip(*smooth(losses), strict=True), color="#1f5fa8", lw=1.6, label="loss, smoothed")
     _plot_heldout(axes, rows)
     axes.set_xlabel("step")
     axes.set_ylabel("nats a token")
-    rates = axes.twinx()
-    rates.plot(*zip(*((r["step"], r["lr"]) for r in rows if "lr" in r), strict=True), color="#bbbbbb", lw=1, ls="--")
-    rates.set_ylabel("learning rate (dashed)")
-    # The rate's axes would be drawn over the losses and their legend.
-    axes.set_zorder(rates.get_zorder() + 1)
-    axes.patch.set_visible(False)
-    axes.legend(loc="upper right", fontsize=8)
+    handles = [h for side in (rates, axes) for h in side.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, loc="upper right", fontsize=8)
     with atomic_file(run / PICTURE) as file:
         figure.savefig(file, format="png", dpi=120)
     return run / PICTURE
