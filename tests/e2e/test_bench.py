@@ -47,12 +47,26 @@ def test_figures_of_a_tiny_model(minicpm: Command, model: Path, tiny_config: Mod
         assert speed["operations_per_second"] / rate == pytest.approx(expected[1])
         machine = facts["machine"]
         product = machine["float32_product_operations_per_second"]
-        assert 0 < speed["bandwidth_share"] < 1
+        assert speed["bandwidth_share"] > 0
         assert speed["product_share"] > 0
         assert machine["read_bytes_per_second"] > 1e8
         assert product > 1e8
         assert speed["peer_tokens_per_second"] is speed["ratio"] is None
     assert facts["memory"]["resident_bytes"] > facts["memory"]["weight_bytes"] >= stored
+
+
+def test_drafts_are_timed_on_wish(minicpm: Command, model: Path) -> None:
+    works = ("--prompts", "5", "--contexts", "0", "--batches", "1")
+    run = minicpm("bench", str(model), *works, "--speculate", "ngram", "--json", *SHORT)
+    assert (run.returncode, run.stderr) == (0, "")
+    gains = json.loads(run.stdout)["speculation"]
+    assert [gain["text"] for gain in gains] == ["copied text", "new text"]
+    for gain in gains:
+        assert gain["ratio"] == pytest.approx(gain["tokens_per_second"] / gain["plain_tokens_per_second"])
+        assert gain["num_drafted_tokens"] >= gain["num_accepted_tokens"] >= 0
+    run = minicpm("bench", str(model), *works, "--draft", str(model), *SHORT)
+    assert run.returncode == 0
+    assert "plain tokens/s" in run.stdout
 
 
 def test_usual_works_that_a_short_model_cannot_hold_are_left_out(minicpm: Command, model: Path) -> None:

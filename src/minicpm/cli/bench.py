@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minicpm.cli.draft_gain import Gain, measure_gains
 from minicpm.cli.llama_bench import LlamaBench
 from minicpm.cli.measurement import Machine, Speed, Work, measure
 from minicpm.cli.parser import Parser, UsageError, add_model
@@ -27,6 +28,7 @@ _EXAMPLES = (
     "minicpm bench",
     "minicpm bench model.gguf --contexts 0,4096 --batches 1,8 --json",
     "minicpm bench model.gguf --against /path/to/llama-bench",
+    "minicpm bench --speculate ngram",
 )
 
 # Prompts, contexts and batches unless given.
@@ -49,6 +51,9 @@ def parser() -> Parser:
     verb.add_argument("--tokens", type=_count, default=32, metavar="N", help="steps of a decode (%(default)s)")
     verb.add_argument("--rounds", type=_count, default=3, metavar="N", help="turns; medians count (%(default)s)")
     verb.add_argument("--threads", type=_count, metavar="N", help="default: every processor that this process may use")
+    verb.add_argument("--speculate", choices=("ngram", "off"), default="off",
+                      help="also time replies with drafts against replies without (%(default)s)")  # fmt: skip
+    verb.add_argument("--draft", metavar="MODEL", help="the same with drafts by this smaller model")
     verb.add_argument("--json", action="store_true", help="as JSON")
     return verb
 
@@ -67,11 +72,32 @@ def run(options: argparse.Namespace) -> None:
             note(dim(f"timing {work.label}"))
         speeds.append(measure(work, decoder, weight_bytes, machine, peer, options.rounds))
     facts = _facts(checkpoint, decoder, machine, speeds)
+    del decoder  # its memory is wanted
+    gains = _gains(options, path, threads)
+    facts["speculation"] = [asdict(gain) | {"ratio": gain.ratio} for gain in gains]
     if options.json:
         out(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    out(_as_text(facts, speeds))
+    out(_as_text(facts, speeds) + _gains_as_text(gains))
     suggest("minicpm doctor")
+
+
+def _gains(options: argparse.Namespace, path: Path, threads: int) -> list[Gain]:
+    if options.draft is None and options.speculate == "off":
+        return []
+    draft = None if options.draft is None else resolve(options.draft)
+    return measure_gains(path, draft, "ngram" if draft is None else "draft", threads, options.rounds)
+
+
+def _gains_as_text(gains: list[Gain]) -> str:
+    if not gains:
+        return ""
+    rows = [
+        [g.text, f"{g.plain_tokens_per_second:.1f}", f"{g.tokens_per_second:.1f}", f"{g.ratio:.2f}",
+         f"{g.num_accepted_tokens} of {g.num_drafted_tokens}"]
+        for g in gains
+    ]  # fmt: skip
+    return "\n\n" + table(["reply", "plain tokens/s", "with drafts", "ratio", "right"], rows, right=range(1, 5))
 
 
 def _peer(program: str | None, path: Path, checkpoint: Checkpoint, threads: int) -> LlamaBench | None:
