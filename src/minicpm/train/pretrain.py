@@ -37,6 +37,7 @@ from minicpm.train.losses import linear_cross_entropy, sum_by_source
 from minicpm.train.plan import Plan, available_bytes, make_plan
 from minicpm.train.plot import plot_loss
 from minicpm.train.pretrain_config import PretrainConfig
+from minicpm.train.recording import Recorder
 from minicpm.train.run_start import Start, adopt, recorded_config
 from minicpm.train.samples import sample_hook
 from minicpm.train.saving import Saver
@@ -149,8 +150,9 @@ def pretrain(ready: Ready, say: Callable[[str], None], hooks: Sequence[Hook] = (
     )
     checkpoint.clear_partial(run)
     write_run_file(ready)
-    batches = StepBatches(ready.corpus.stream, config, config.batch.micro_sequences, ranks)
     saver = make_saver(ready, progress, ranks)
+    recorder = make_recorder(ready, saver, state, progress)
+    batches = StepBatches(ready.corpus.stream, config, config.batch.micro_sequences, ranks)
     loss = pretraining_loss(ready.device, ready.arithmetic.is_compiled, ready.arithmetic.is_widened)
     work = Work(batches, lambda batch: float(batch.num_targets), loss, lambda batch: batch.input_ids.size, identify)
 
@@ -164,7 +166,7 @@ def pretrain(ready: Ready, say: Callable[[str], None], hooks: Sequence[Hook] = (
                 state, work, config.schedule,
                 save=saver,
                 is_save_due=lambda step: config.loop.is_saved(step, config.schedule.total_steps),
-                hooks=[*_own_hooks(ready, progress, saver, loss), *hooks],
+                hooks=[*_own_hooks(ready, progress, saver, loss), *([recorder] if recorder else []), *hooks],
                 is_stop_asked=lambda: interruption.is_asked,
                 on_failure=on_failure,
                 ranks=ranks,
@@ -172,6 +174,8 @@ def pretrain(ready: Ready, say: Callable[[str], None], hooks: Sequence[Hook] = (
     finally:
         progress.close()
         batches.close()
+        if recorder is not None:
+            recorder.close()
         with unwritten_is_said("the picture of the loss", progress.note):
             plot_loss(run, config.schedule)
     saver.check_last(end.step)
@@ -203,6 +207,18 @@ def make_saver(ready: Ready, progress: ProgressLine, ranks: Ranks) -> Saver:
         ready.run, facts, ready.corpus.tokenizer_files, config.batch.tokens_through,
         progress.note, progress.mark_saved, ranks, last_good,
     )  # fmt: skip
+
+
+def make_recorder(ready: Ready, saver: Saver, state: TrainState, progress: ProgressLine) -> Recorder | None:
+    """Return what writes this run's history; None where none is wanted, or in all processes but the first.
+
+    Raises:
+        CheckpointError: the folder cannot be this run's history.
+    """
+    name = ready.config.checkpoint.history
+    if name == "off" or not saver.ranks.is_first:
+        return None
+    return Recorder(Path(name) if name else ready.run / "history", ready.config, saver, state, progress.note)
 
 
 def run_facts(ready: Ready) -> dict[str, Any]:

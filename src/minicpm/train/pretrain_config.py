@@ -15,7 +15,7 @@ from minicpm.data.opening import sources_of
 from minicpm.errors import ConfigError
 from minicpm.train.optim import OptimizerConfig
 from minicpm.train.schedule import ScheduleConfig, stage_bounds
-from minicpm.train.settings import BatchConfig, LoopConfig
+from minicpm.train.settings import BatchConfig, CheckpointConfig, LoopConfig
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class PretrainConfig:
         tokenizer: which.
         corpus: preparing text.
         loop: seed, dtype, and how often what is done.
+        checkpoint: the history.
     """
 
     name: str
@@ -86,6 +87,7 @@ class PretrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):

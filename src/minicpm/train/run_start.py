@@ -23,6 +23,7 @@ _FREE_FIELDS = {
     "loop": {"device", "log_every", "save_every", "saves_early", "eval_every", "eval_sequences", "sample_every",
              "sample_prompts", "sample_tokens", "uses_tensorboard"},
     "corpus": {"workers", "cache"},
+    "checkpoint": {"history", "every", "base_error", "max_reads"},
 }  # fmt: skip
 
 

@@ -124,6 +124,32 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """The history: every checkpoint's weights, coded small.
+
+    Attributes:
+        history: its folder; empty is `history` in the run's folder, `off` keeps none.
+        every: steps between its checkpoints, besides those that are saved whole; 0 is these alone.
+        base_error: of the base layer, as a share of each row's standard deviation.
+        max_reads: byte ranges that a tensor needs at most, at any step.
+    """
+
+    history: str = ""
+    every: int = 0
+    base_error: float = 0.07
+    max_reads: int = 16
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"every must not be negative, got {self.every}")
+        if not 0.005 <= self.base_error <= 0.5 or self.max_reads < 2:
+            raise ConfigError(
+                f"base_error must lie between 0.005 and 0.5 and max_reads be at least 2, "
+                f"got {self.base_error} and {self.max_reads}"
+            )
+
+
+@dataclass(frozen=True)
 class Ranks:
     """Which of how many processes this one is; what depends on it takes it as an argument."""
 
