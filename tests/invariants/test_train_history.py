@@ -1,18 +1,24 @@
-"""A training writes its history beside itself: every due checkpoint, to the bit, and without touching the run's bits."""
+"""A training writes its history beside itself: every due checkpoint, to the bit; the bits of the run do not move."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tests.tiny_run import LAST, go, hashes, load, quick_runs
 
 from minicpm.errors import CheckpointError
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.history import History, HistoryWriter
-from minicpm.history.verification import find_repeats, verify
+from minicpm.history.verification import verify
+from minicpm.model.loading import read_tensor
 from minicpm.train import checkpoint
+from minicpm.train.branch import branch_config
+from minicpm.train.pretrain import make_state, prepare, pretrain
+from minicpm.train.run_start import branch_from
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,25 +83,49 @@ def test_an_interrupted_run_goes_on_with_its_history(home: Path, straight: dict[
     check_against_folders(run, history)
 
 
-def test_steps_made_again_alike_are_kept_and_others_replaced(home: Path, tmp_path: Path) -> None:
+def test_steps_made_again_alike_are_kept(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     go(load(home, "checkpoint.every=1"), run, crash_after=13)
-    before = {row.step: row for row in History(run).rows}
+    before = {row.step: row.manifest_sha256 for row in History(run).rows}
     go(load(home, "checkpoint.every=1"), run, wants_resume=True)
-    after = {row.step: row for row in History(run).rows}
-    assert {step: after[step].manifest_sha256 for step in before} == {s: r.manifest_sha256 for s, r in before.items()}
-    other = tmp_path / "other"
-    settings = ("checkpoint.every=1", f"checkpoint.history={run / 'history'}", "loop.save_every=20")
-    said = go(load(home, *settings, "schedule.lr=0.02"), other)
-    history = History(run)
-    assert history.steps == list(range(21))
-    assert find_repeats({row.step: history.manifest(row) for row in history.rows}) == []
-    check_against_folders(other, history)
-    del said
+    after = {row.step: row.manifest_sha256 for row in History(run).rows}
+    assert {step: after[step] for step in before} == before
+    assert list(after) == list(range(21))
+
+
+def test_a_decay_from_a_step_that_only_the_history_has(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINICPM_HOME", str(tmp_path / "cache"))
+    run, branch = tmp_path / "run", tmp_path / "branch"
+    go(load(home, "checkpoint.every=1", f"checkpoint.history={run / 'history'}"), run)
+    found = branch_from(run, 12)
+    assert not found.has_state
+    config = branch_config(found, run, 4, "", [])
+    ready = prepare(dataclasses.replace(config, name="branch"), branch, found, lambda line: None)
+    state = make_state(ready)
+    for name, weight in History(run)[12].weights().items():
+        assert torch.equal(state.weights()[name], read_tensor(weight))
+        assert torch.equal(state.optimizer.masters[name], read_tensor(weight).float())
+    pretrain(ready, lambda line: None)
+    history = History(branch)
+    assert history.steps == [15, 16]
+    assert [row.stage for row in history.rows] == ["decay", "decay"]
+    parent = f"run@12 {History(run).row(12).manifest_sha256}"
+    assert {snapshot.manifest.facts.parent for snapshot in history} == {parent}
+    assert History(run).steps == list(range(21))
+    with pytest.raises(CheckpointError, match="no checkpoint of step 21; the nearest are 17, 18, 19, 20"):
+        branch_from(run, 21)
+    # Where the step was saved whole, that is taken.
+    assert branch_from(run, 10).has_state
 
 
 def test_a_history_of_another_model_is_refused_at_once(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     go(load(home), run)
-    with pytest.raises(CheckpointError, match="the history of another run: its config differs"):
-        go(load(home, f"checkpoint.history={run / 'history'}", "model.scale_emb=10"), tmp_path / "other")
+    for setting, reason in (
+        ("model.scale_emb=10", "the history of another run: its config differs"),
+        ("schedule.lr=0.02", "holds 5 checkpoints of a run with another configuration"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            go(load(home, f"checkpoint.history={run / 'history'}", setting), tmp_path / setting)

@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> None:
     from minicpm.train.run_start import branch_from, find_start
 
     start = branch_from(parent, step)
+    if not start.has_state:
+        note(f"step {step} comes from the history, which is weights alone: the optimizer's moments begin at zero")
     config = branch_config(start, parent, options.steps, options.kind, shares)
     folder = options.out or parent.with_name(f"{parent.name}-decay-{step}")
     config = dataclasses.replace(config, name=folder.name)

@@ -76,5 +76,5 @@ def append_or_replace(
         writer.append(facts, weights)
     except StepExistsError:
         gone = writer.drop_after(facts.step - 1)
-        say(f"step {facts.step} came out otherwise than before: {len(gone)} later checkpoints left the history")
+        say(f"step {facts.step} came out otherwise than before: {len(gone)} checkpoints from there on left the history")
         writer.append(facts, weights)

@@ -41,6 +41,9 @@ def branch_config(
         tokenizer=dataclasses.replace(config.tokenizer, path=str((parent / "tokenizer").resolve())),
         corpus=dataclasses.replace(config.corpus, cache=config.corpus.cache or str((parent / "data").resolve())),
     )
+    if config.checkpoint.history != "off":
+        # Its own, never its parent's.
+        config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, history=""))
     return dataclasses.replace(config, data="", stage=mixed_stages(config, shares)) if shares else config
 
 

@@ -251,6 +251,16 @@ def _readable(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
+    with _readable(folder):
+        return load_file(folder / WEIGHTS)
+
+
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return (weights, state) of a checkpoint.
 

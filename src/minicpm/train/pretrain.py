@@ -187,7 +187,10 @@ def make_state(ready: Ready) -> TrainState:
     config = ready.config
     state = new_state(config.model, config.optimizer, config.loop.seed, config.loop.dtype, ready.device)
     if ready.start.folder is not None:
-        state.load(*checkpoint.read_tensors(ready.start.folder))
+        if ready.start.has_state:
+            state.load(*checkpoint.read_tensors(ready.start.folder))
+        else:
+            state.load_weights(checkpoint.read_weights(ready.start.folder))
         state.step = ready.start.step
     state.model.checkpoint_every = config.loop.recompute_every
     return state

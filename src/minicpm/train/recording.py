@@ -57,6 +57,12 @@ class Recorder:
         )
         writer = HistoryWriter(history, about, saver.texts)
         self._known = set(writer.rows)
+        if state.step == 0 and len(self._known) > 1 and writer.about.run.get("config") != about.run["config"]:
+            writer.close()
+            raise CheckpointError(
+                f"{history} holds {len(self._known)} checkpoints of a run with another configuration; name another "
+                "folder with checkpoint.history, or remove it first"
+            )
         self._writer = BackgroundWriter(writer, say)
         if state.step == 0:
             start = Facts(0, stage="warmup", seed=config.loop.seed, parent=saver.facts["parent"])

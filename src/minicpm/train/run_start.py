@@ -13,6 +13,7 @@ from typing import Any
 
 from minicpm import config as configuration
 from minicpm.errors import CheckpointError
+from minicpm.history.naming import StepName, open_history, step_folder
 from minicpm.train import checkpoint
 from minicpm.train import schedule as schedules
 from minicpm.train.checkpoint import Manifest
@@ -29,11 +30,15 @@ _FREE_FIELDS = {
 
 @dataclass(frozen=True)
 class Start:
-    """The checkpoint that a run goes on from, if any, and what its own checkpoints name as parent."""
+    """The checkpoint that a run goes on from, if any, and what its own checkpoints name as parent.
+
+    `has_state` tells a checkpoint with masters and moments from one of a history, which is weights alone.
+    """
 
     folder: Path | None = None
     manifest: Manifest | None = None
     parent: str | None = None
+    has_state: bool = True
 
     @property
     def step(self) -> int:
@@ -81,14 +86,30 @@ def find_start(run: Path, config: PretrainConfig, wants_resume: bool, say: Calla
 
 
 def branch_from(run: Path, step: int) -> Start:
-    """Return the start of a branch from the checkpoint of `step`, verified.
+    """Return the start of a branch from the checkpoint of `step`, verified: saved whole, or else from the history.
 
     Raises:
-        CheckpointError: there is none, or it is broken.
+        CheckpointError: there is none (with the nearest), or it is broken.
     """
+    if not (run / checkpoint.step_name(step)).is_dir() and (run / "history").is_dir():
+        return _branch_from_history(run, step)
     folder, manifest = checkpoint.find(run, step)
     digest = checkpoint.sha256(folder / checkpoint.MANIFEST)
     return Start(folder, manifest, f"{run.name}@{step} {digest}")
+
+
+def _branch_from_history(run: Path, step: int) -> Start:
+    history = open_history(str(run))
+    row = history.row(step)
+    facts, about = history.manifest(row).facts, history.about
+    if "config" not in about.run:
+        raise CheckpointError(f"{history.place.name} was imported: it does not say how its run was made")
+    manifest = Manifest(
+        step=step, stage=facts.stage, tokens=facts.tokens, lr=facts.lr, losses=dict(facts.losses), seed=facts.seed,
+        tokenizer_sha256=about.tokenizer_sha256, run=dict(about.run), parent=facts.parent,
+    )  # fmt: skip
+    folder = step_folder(StepName(str(run), step, "exact"))
+    return Start(folder, manifest, f"{run.name}@{step} {row.manifest_sha256}", has_state=False)
 
 
 def adopt(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:

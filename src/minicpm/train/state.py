@@ -51,18 +51,32 @@ class TrainState:
         Raises:
             CheckpointError: they belong to another model or optimizer.
         """
-        ours = self.weights()
-        wrong = [n for n in {*ours, *weights} if n not in ours or n not in weights or ours[n].shape != weights[n].shape]
-        if wrong:
-            raise CheckpointError(f"the checkpoint's weights do not fit the model: {', '.join(sorted(wrong)[:5])}")
         if "random.cpu" not in state:
             raise CheckpointError("the checkpoint has no random state")
-        for name, tensor in ours.items():
-            tensor.copy_(weights[name])
+        self._copy_weights(weights)
         self.optimizer.load({n: t for n, t in state.items() if not n.startswith("random.")})
         torch.set_rng_state(state["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in state:
             torch.cuda.set_rng_state(state["random.cuda"], self.device)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights alone, as a history has them: masters become what they are, moments begin at zero.
+
+        Raises:
+            CheckpointError: they belong to another model.
+        """
+        self._copy_weights(weights)
+        for name, master in self.optimizer.masters.items():
+            master.copy_(weights[name])
+
+    def _copy_weights(self, weights: Mapping[str, Tensor]) -> None:
+        ours = self.weights()
+        wrong = [n for n in {*ours, *weights} if n not in ours or n not in weights or ours[n].shape != weights[n].shape]
+        if wrong:
+            raise CheckpointError(f"the checkpoint's weights do not fit the model: {', '.join(sorted(wrong)[:5])}")
+        for name, tensor in ours.items():
+            tensor.copy_(weights[name])
 
 
 def new_state(

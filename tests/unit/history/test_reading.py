@@ -15,7 +15,9 @@ from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError
 from minicpm.formats.weight import Weight
 from minicpm.history import About, History, HistoryWriter
+from minicpm.history.background import BackgroundWriter
 from minicpm.history.decoding import Decoder
+from minicpm.history.verification import verify
 
 NAME = "model.layers.3.mlp.up_proj.weight"
 Make = Callable[..., Path]
@@ -193,3 +195,20 @@ def test_only_one_writes(make_history: Make, tiny_config: ModelConfig) -> None:
         HistoryWriter(path.parent)
     with HistoryWriter(path) as writer, pytest.raises(CheckpointError, match="do not fit the history's model"):
         writer.append(facts_at(2), {NAME: weights_at(tiny_config, 0)[NAME]})
+
+
+def test_a_resumed_run_that_comes_to_other_weights(make_history: Make, tiny_config: ModelConfig) -> None:
+    path = make_history(STEPS[:6])
+    said: list[str] = []
+    background = BackgroundWriter(HistoryWriter(path), said.append)
+    background.add(facts_at(100), weights_at(tiny_config, 100))
+    background.add(facts_at(150), weights_at(tiny_config, 350))
+    background.add(facts_at(200), {})
+    background.close()
+    assert said[0] == "step 150 came out otherwise than before: 2 checkpoints from there on left the history"
+    assert "WARNING: step 200 is not in the history" in said[1]
+    assert background.num_failed == 1
+    history = History(path)
+    assert history.steps == [0, 1, 50, 100, 150]
+    assert history[150].weight(NAME).data.tobytes() == weights_at(tiny_config, 350)[NAME].data.tobytes()
+    assert verify(history) == []
