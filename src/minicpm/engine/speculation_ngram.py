@@ -20,6 +20,9 @@ _FIRST_RATES = (0.0, 0.22, 0.48, 0.65, 0.68, 0.8, 0.8, 0.85, 0.87, 0.87, 0.88, 0
 _FIRST_WEIGHT = 8.0
 # The past counts half as much after so many observations.
 _MEMORY = 256.0
+# A reply that repeats less than others is found out against so many tokens as foreseen, and the past of it counts half
+# after so many.
+_OWN_WEIGHT, _OWN_MEMORY = 3.0, 24.0
 
 
 class Trust:
@@ -52,6 +55,8 @@ class Lookup:
         # The `_length` tokens before `_place` are also the last ones; the token there is foreseen.
         self._place = 0
         self._length = 0
+        # Tokens of this reply that matches foresaw, and how many that should have been by what is known of all.
+        self._hits = self._expected = _OWN_WEIGHT
 
     def read(self, ids: Items[int], num_prompt: int, trust: Trust) -> None:
         """Take in what has been added to `ids`; tokens from `num_prompt` on teach `trust`."""
@@ -59,7 +64,7 @@ class Lookup:
             if self._length:
                 is_hit = ids[self._place] == ids[at]
                 if at >= num_prompt:
-                    trust.observe(self._length, is_hit)
+                    self._observe(trust, is_hit)
                 self._place += 1
                 self._length = min(self._length + 1, LONGEST_MATCH) if is_hit else 0
             self._index(ids, at, is_wanted=at >= num_prompt - 1)
@@ -72,7 +77,7 @@ class Lookup:
         """
         tokens: list[int] = []
         chances: list[float] = []
-        chance = 1.0
+        chance = min(1.0, self._hits / self._expected)
         if self._length:
             for i in range(count):
                 chance *= trust.rate(min(self._length + i, LONGEST_MATCH))
@@ -81,6 +86,14 @@ class Lookup:
                 tokens.append(ids[place] if place < len(ids) else tokens[place - len(ids)])
                 chances.append(chance)
         return tokens, chances
+
+    def _observe(self, trust: Trust, is_hit: bool) -> None:
+        self._hits += is_hit
+        self._expected += trust.rate(self._length)
+        if self._expected > _OWN_MEMORY:
+            self._hits /= 2
+            self._expected /= 2
+        trust.observe(self._length, is_hit)
 
     def _index(self, ids: Items[int], at: int, *, is_wanted: bool) -> None:
         if at:

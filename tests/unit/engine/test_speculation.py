@@ -319,3 +319,17 @@ def test_reading_in_pieces_finds_a_place_that_ends_alike(ids: list[int], num_pro
             assert len(tokens) == count
             # What is foreseen has followed the last token before.
             assert any(ids[i] == ids[end - 1] and ids[i + 1] == tokens[0] for i in range(end - 1))
+
+
+def test_a_reply_that_repeats_nothing_is_found_out() -> None:
+    trust, lookup = Trust(), Lookup()
+    ids = [1, 2, 1]
+    lookup.read(ids, 3, trust)
+    before = lookup.draft(ids, 1, trust)[1][0]
+    for token in range(10, 40):
+        ids += [1, token]
+        lookup.read(ids, 3, trust)
+        # Others are not blamed for it.
+        trust = Trust()
+    lookup.read([*ids, 1], 3, trust)
+    assert lookup.draft([*ids, 1], 1, trust)[1][0] < 0.6 * before
