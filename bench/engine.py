@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.random_model import write_random_model
+from bench.random_model import RANDOM_NAME, write_random_model
 from bench.rows import Row, Samples, arguments, compare, finish, rounds_of, take_turns
 from tests.reference import ReferenceDecoder, divergence
 
@@ -33,6 +33,7 @@ from minicpm.cli.llama_bench import LlamaBench
 from minicpm.engine.decoder import Decoder, available_processors
 from minicpm.engine.speed import Stopwatch, blocks_for, decode_bytes, prefill_operations, streamed_bytes
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.gguf_read import open_gguf
 from minicpm.hub import DEFAULT_MODEL, resolve
 from minicpm.tokenizer import Tokenizer
 
@@ -45,6 +46,8 @@ MUSTS: dict[str, tuple[float | None, float | None]] = {
     "noamx-2b-decode": (None, 2.0),
     "noamx-2b-prefill": (None, 1.5),
     "memory-2b": (1.0, None),
+    "first-token-2b": (1.0, None),
+    "first-token-135m": (1.0, None),
     "prefill-135m": (None, 1.5),
     "decode-135m": (None, 1.15),
     "decode-135m-1024": (None, 1.6),
@@ -54,6 +57,7 @@ MUSTS: dict[str, tuple[float | None, float | None]] = {
 PROMPT, CONTEXT, BATCH = 512, 1024, 16
 READ_BYTES, PRODUCT = 1 << 30, (512, 2304, 5760)
 MEAN_KL, MEMORY_FACTOR = 5e-4, 1.1
+FIRST_TOKEN_SECONDS = {"first-token-135m": 0.5, "first-token-2b": 1.2}
 # After a prompt, in a process of its own: what a user's chat holds.
 RESIDENT = """
 import sys
@@ -195,6 +199,27 @@ def memory(subject: Subject, name: str) -> list[Row]:
     return rows
 
 
+def first_token(subject: Subject, name: str) -> list[Row]:
+    """Seconds from the start of `minicpm chat` to the first byte that it writes; the file was read just before."""
+    words = [sys.executable, "-m", "minicpm", "chat", str(subject.path), "What is the capital of France?"]
+    words += ["--max-tokens", "1", "--ctx", str(CONTEXT), "--threads", str(subject.threads)]
+
+    def run() -> float:
+        begin = time.perf_counter()
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+            is_answered = bool(process.stdout.read(1))
+            seconds = time.perf_counter() - begin
+        if not is_answered or process.returncode:
+            raise RuntimeError(f"{' '.join(words)} ended with {process.returncode} and no answer")
+        return seconds
+
+    run()
+    samples = take_turns({"ours": run}, subject.rounds, attempts=1 if subject.is_quick else 2)
+    bound, must = FIRST_TOKEN_SECONDS[name], MUSTS[name][0]
+    ours = samples.median("ours")
+    return [compare(name, ours, bound, "bound", "s", must, less_is_better=True, disturbed=samples.disturbed)]
+
+
 def busy(subject: Subject, name: str) -> list[Row]:
     """While another process spins on one of the processors; the bound is our own speed on one thread, undisturbed."""
     alone = Stopwatch(subject.make_decoder(1))
@@ -236,7 +261,7 @@ def faithfulness(subject: Subject, name: str, num_tokens: int = 200) -> list[Row
 
 def random_2b(options: argparse.Namespace) -> Path:
     path: Path = options.folder / "minicpm-2b-q4_0.gguf"
-    if not path.exists():
+    if not path.exists() or open_gguf(path).metadata.get("general.name") != RANDOM_NAME:
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"making {path}")
         write_random_model(path, PRESETS["minicpm-2b"])
@@ -246,12 +271,14 @@ def random_2b(options: argparse.Namespace) -> Path:
 # The rows in order; those of one subject stand together, so that one decoder at a time is held.
 JOBS: dict[str, tuple[str, Callable[[Subject, str], list[Row]]]] = {
     "memory-2b": ("2b", memory),
+    "first-token-2b": ("2b", first_token),
     "prefill-2b": ("2b", prefill),
     "decode-2b": ("2b", decode),
     "decode-2b-1024": ("2b", lambda subject, name: decode(subject, name, CONTEXT)),
     "batch16-2b": ("2b", lambda subject, name: decode(subject, name, 0, BATCH)),
     "noamx-2b-decode": ("2b-noamx", decode),
     "noamx-2b-prefill": ("2b-noamx", prefill),
+    "first-token-135m": ("135m", first_token),
     "prefill-135m": ("135m", prefill),
     "decode-135m": ("135m", decode),
     "decode-135m-1024": ("135m", lambda subject, name: decode(subject, name, CONTEXT)),

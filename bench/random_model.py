@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from minicpm.formats.weight_map import WeightEntry
 
 # Standard deviation of a nibble, all sixteen values being as likely.
 _NIBBLE_SPREAD = 4.6
+_LONGEST_PIECE = 12
+# What such a file calls itself; another name is one of an older making.
+RANDOM_NAME = "random weights, learned-like vocabulary"
 
 
 def random_q4_0(generator: np.random.Generator, shape: tuple[int, ...], std: float) -> Weight:
@@ -44,15 +48,27 @@ def write_random_model(path: Path, config: ModelConfig) -> None:
 
 
 def _vocabulary(size: int) -> dict[str, Any]:
-    """Return the metadata of a SentencePiece vocabulary: controls, bytes, numbered words."""
+    """Return the metadata of a SentencePiece vocabulary: controls, bytes, characters, and joins of earlier pieces.
+
+    Like a learned one it has about as many merge rules as pieces, so that building it takes about as long.
+    """
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    pieces += [f"▁word{i}" for i in range(size - len(pieces))]
+    num_plain = len(pieces)
+    pieces += ["▁", *map(chr, range(33, 127)), *map(chr, range(0x4E00, 0x4E00 + 5000))][: size - num_plain]
+    known, draws = set(pieces), random.Random(0)
+    while len(pieces) < size:
+        # Early pieces are joined most, as frequent ones are.
+        left, right = (pieces[num_plain + int((len(pieces) - num_plain) * draws.random() ** 2)] for _ in range(2))
+        joined = left + right
+        if joined not in known and len(joined) <= _LONGEST_PIECE and not right.startswith("▁"):
+            known.add(joined)
+            pieces.append(joined)
     return {
-        "general.name": "random weights",
+        "general.name": RANDOM_NAME,
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": pieces,
         "tokenizer.ggml.scores": [-float(i) for i in range(size)],
-        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (size - 259),
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (size - num_plain),
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,

@@ -120,9 +120,7 @@ def choose_token(logits: Floats, sampler: Sampler, occurrences: Occurrences | No
     ids, weights = candidates(logits, sampler, occurrences)
     if ids is not None and len(ids) == 1:
         return int(ids[0])
-    sums = weights.cumsum(dtype=np.float64)
-    place = int(sums.searchsorted(generator.random() * sums[-1], side="right"))
-    place = min(place, len(sums) - 1)
+    place = _place(weights, generator.random())
     return place if ids is None else int(ids[place])
 
 
@@ -164,6 +162,20 @@ def top_tokens(values: Floats, count: int) -> Ids:
     threshold = np.partition(pool, len(pool) - count)[len(pool) - count]
     ids = np.flatnonzero(values >= threshold)
     return ids[np.argsort(-values[ids], kind="stable")[:count]]
+
+
+def _place(weights: npt.NDArray[Any], share: float) -> int:
+    """Return where the running sum of `weights` passes `share` (below 1) of their sum; never a place of weight 0."""
+    groups = np.add.reduceat(weights, np.arange(0, len(weights), _GROUP_SIZE), dtype=np.float64).cumsum()
+    group = _passing(groups, share * groups[-1])
+    first = group * _GROUP_SIZE
+    sums = weights[first : first + _GROUP_SIZE].cumsum(dtype=np.float64)
+    return first + _passing(sums, share * groups[-1] - (groups[group - 1] if group else 0.0))
+
+
+def _passing(sums: npt.NDArray[np.float64], value: float) -> int:
+    """Return the first of ascending `sums` above `value`; where rounding left none, the first of the largest."""
+    return min(int(sums.searchsorted(value, side="right")), int(sums.searchsorted(sums[-1])))
 
 
 def _adjust(logits: Floats, sampler: Sampler, occurrences: Occurrences | None) -> Floats:

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpm.engine.sampling import Occurrences, Sampler, candidates, choose_token, log_softmax, top_tokens
+from minicpm.engine.sampling import (
+    Occurrences,
+    Sampler,
+    _place,
+    candidates,
+    choose_token,
+    log_softmax,
+    top_tokens,
+)
 from minicpm.errors import ConfigError, EngineError
 
 HALVES = np.log(np.array([0.125, 0.5, 0.25, 0.0625, 0.0625], np.float32))
@@ -175,3 +183,16 @@ def test_a_value_out_of_range_is_named(settings: dict[str, Any], parts: tuple[st
     with pytest.raises(ConfigError) as caught:
         Sampler(**settings)
     assert all(part in str(caught.value) for part in parts)
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-30, 0.25, 1.0, 3.0]), min_size=1, max_size=300), st.floats(0, 1))
+def test_the_draw_is_the_place_in_the_running_sum_and_never_a_weight_of_zero(weights: list[float], at: float) -> None:
+    share = min(at, math.nextafter(1.0, 0.0))
+    if not any(weights):
+        return
+    # Weights that float64 adds exactly, but for the tiny ones, so that the plain way knows the one right answer.
+    place = _place(np.array(weights, np.float32), share)
+    assert weights[place] > 0
+    sums = np.cumsum([weight if weight > 0.1 else 0.0 for weight in weights])
+    if sums[-1] and (np.abs(sums - share * sums[-1]) > 1e-9).all():
+        assert place == np.searchsorted(sums, share * sums[-1], side="right")
