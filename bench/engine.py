@@ -209,6 +209,7 @@ def first_token(subject: Subject, name: str) -> list[Row]:
         with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
             is_answered = bool(process.stdout.read(1))
             seconds = time.perf_counter() - begin
+            process.stdout.read()
         if not is_answered or process.returncode:
             raise RuntimeError(f"{' '.join(words)} ended with {process.returncode} and no answer")
         return seconds

@@ -98,7 +98,7 @@ void Decoder::set_norm(const std::string& name, int layer, std::span<const float
     }
 }
 
-void Decoder::check(const Step& step) const {
+void Decoder::check(const Step& step) {
     const size_t rows = step.tokens.size();
     const size_t half = shape_.head_dim / 2;
     const size_t num_sequences = step.max_blocks ? step.block_tables.size() / step.max_blocks : 0;
@@ -108,7 +108,7 @@ void Decoder::check(const Step& step) const {
     if (step.frequencies.size() != half && step.frequencies.size() != half * num_sequences) {
         refuse("frequencies need one row, or one per sequence");
     }
-    std::vector<bool> seen(num_sequences);
+    seen_.assign(num_sequences, false);
     for (size_t i = 0; i < rows; ++i) {
         const int sequence = step.sequences[i], position = step.positions[i];
         const std::string row = "row " + std::to_string(i) + ": ";
@@ -124,10 +124,10 @@ void Decoder::check(const Step& step) const {
             refuse(row + "position " + std::to_string(position) + " is beyond the block table");
         }
         const bool continues = i && step.sequences[i - 1] == sequence;
-        if (continues ? step.positions[i - 1] + 1 != position : seen[sequence]) {
+        if (continues ? step.positions[i - 1] + 1 != position : seen_[sequence]) {
             refuse(row + "rows of one sequence must stand together at consecutive positions");
         }
-        seen[sequence] = true;
+        seen_[sequence] = true;
         const size_t first = continues ? block : 0;
         for (size_t b = first; b <= block; ++b) {
             const int id = step.block_tables[sequence * size_t(step.max_blocks) + b];

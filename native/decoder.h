@@ -114,7 +114,7 @@ class Decoder {
         bool is_file;
     };
 
-    void check(const Step& step) const;
+    void check(const Step& step);
     void plan(const Step& step);
     void reserve(const Step& step);
     void embed(const Step& step);
@@ -155,6 +155,7 @@ class Decoder {
     std::vector<Source> sources_;  // not packed yet
 
     // The plan of the step that runs.
+    std::vector<bool> seen_;
     std::vector<Run> runs_;
     std::vector<Tile> tiles_;
     std::vector<Task> tasks_;
