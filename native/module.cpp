@@ -1,13 +1,18 @@
-// What Python sees: `Decoder`, `features`, `find_merges`, `read_bandwidth`. Checks of types and shapes are here, of
-// values in Decoder.
+// What Python sees: `Decoder`, `features`, `find_merges`, `read_bandwidth`, `trim_heap`. Checks of types and shapes are
+// here, of values in Decoder.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdlib>
 #include <stdexcept>
 #include <utility>
 #include <vector>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "bandwidth.h"
 #include "decoder.h"
@@ -199,6 +204,14 @@ nb::list list_merges(const nb::list& pieces, const std::vector<int32_t>& order, 
     return result;
 }
 
+// Building a tokenizer leaves tens of megabytes of freed memory that the C library would keep.
+void trim_heap() {
+#ifdef __GLIBC__
+    const nb::gil_scoped_release released;
+    malloc_trim(0);
+#endif
+}
+
 double measure_bandwidth(size_t bytes, int num_threads, int rounds) {
     if (bytes < 1 || num_threads < 1 || rounds < 1) throw std::invalid_argument("all arguments must be at least 1");
     const nb::gil_scoped_release released;
@@ -214,6 +227,7 @@ NB_MODULE(_native, m) {
     m.doc() = "Compiled kernels and the decoder graph of minicpm.";
     m.def("features", &features);
     m.def("find_merges", &list_merges, "pieces"_a, "order"_a, "is_part"_a);
+    m.def("trim_heap", &trim_heap);
     m.def("read_bandwidth", &measure_bandwidth, "num_bytes"_a, "num_threads"_a, "rounds"_a = 3);
     history::add_to(m);
     nb::class_<Decoder>(m, "Decoder")

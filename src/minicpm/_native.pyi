@@ -15,6 +15,9 @@ def features() -> Features: ...
 def find_merges(pieces: list[str], order: list[int], is_part: bytes) -> list[tuple[str, str]]:
     """Return, for each piece of `order`, every cut into two pieces that are parts, by the ids of the two."""
 
+def trim_heap() -> None:
+    """Give freed memory back to the system, where the C library would keep it."""
+
 def read_bandwidth(num_bytes: int, num_threads: int, rounds: int = 3) -> float: ...
 
 # Of the history's codec: cells and what comes before are uint16 or uint32, flat; rows uint8 (rows, 3).

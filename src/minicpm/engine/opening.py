@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
+from minicpm import _native
 from minicpm.architecture import ModelConfig
 from minicpm.engine.decoder import Decoder, default_cache_type
 from minicpm.engine.engine import Engine
@@ -19,6 +20,7 @@ from minicpm.engine.sizing import check_weights, free_memory, plan_cache
 from minicpm.engine.speculation_draft import DraftModel
 from minicpm.errors import CheckpointError, EngineError
 from minicpm.formats.checkpoint import Checkpoint, open_checkpoint
+from minicpm.formats.mapped_file import release_file
 from minicpm.formats.weight import Weight
 from minicpm.tokenizer import Tokenizer
 
@@ -49,8 +51,7 @@ def open_language_model(
         CheckpointError: weights, configuration and vocabulary do not fit each other.
         EngineError: a setting out of range, or too little memory; with both numbers.
     """
-    if num_threads is not None and not 1 <= num_threads <= 1024:
-        raise EngineError(f"num_threads must be 1 to 1024, got {num_threads}")
+    _check_threads(num_threads)
     checkpoint = open_checkpoint(path)
     # Both take long for a large vocabulary, and both leave the interpreter to others meanwhile.
     tokenizer_soon = _Soon(lambda: _open_tokenizer(checkpoint))
@@ -87,7 +88,19 @@ def open_language_model(
         tokenizer=tokenizer,
         draft=_open_draft(draft, tokenizer, size.context_length, max_parallel, num_threads),
     )
+    _give_back(weights)
     return LanguageModel(engine, tokenizer, dtypes=decoder.dtypes, fingerprint=lambda: _fingerprint(config, weights))
+
+
+def _check_threads(num_threads: int | None) -> None:
+    if num_threads is not None and not 1 <= num_threads <= 1024:
+        raise EngineError(f"num_threads must be 1 to 1024, got {num_threads}")
+
+
+def _give_back(weights: Mapping[str, Weight]) -> None:
+    """Leave in memory what was made of the file, not the file, nor what making it took."""
+    release_file(weights["model.norm.weight"].data)
+    _native.trim_heap()
 
 
 def _limits(max_parallel: int, vocab_size: int) -> Limits:

@@ -50,6 +50,13 @@ def release(array: Bytes) -> None:
     mapping.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
 
 
+def release_file(array: Bytes) -> None:
+    """Give back the memory of all of the file that `array` is a view of; reading brings it back."""
+    mapping = _mapping(array)
+    if mapping is not None and hasattr(mapping, "madvise"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def _mapping(array: Bytes) -> mmap.mmap | None:
     base: object = array
     while isinstance(base, np.ndarray):

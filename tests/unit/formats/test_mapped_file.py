@@ -13,7 +13,7 @@ from minicpm.architecture import ModelConfig
 from minicpm.engine.decoder import Decoder
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.gguf_write import write_gguf_model
-from minicpm.formats.mapped_file import is_mapped, map_file, release
+from minicpm.formats.mapped_file import is_mapped, map_file, release, release_file
 
 needs_smaps = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is resident is read from /proc")
 
@@ -45,6 +45,9 @@ def test_released_bytes_leave_the_memory_and_come_back(tmp_path: Path) -> None:
     # A page at either end is shared with what is kept.
     assert before - resident_bytes(path) >= part.nbytes - 8192
     np.testing.assert_array_equal(whole, content)
+    release_file(part)
+    assert resident_bytes(path) == 0
+    np.testing.assert_array_equal(whole, content)
 
 
 def test_copies_are_left_alone(tmp_path: Path) -> None:
@@ -54,6 +57,7 @@ def test_copies_are_left_alone(tmp_path: Path) -> None:
     assert not is_mapped(copy)
     before = copy.copy()
     release(copy)
+    release_file(copy)
     np.testing.assert_array_equal(copy, before)
 
 
