@@ -80,6 +80,8 @@ def _spm(vocabulary: Vocabulary, ids: dict[str, int], merges: Merges) -> Backend
         models.BPE(
             vocab=ids,
             merges=list(merges),
+            # A text is one word here: remembering it helps only who encodes the very same again, and costs 3 kB.
+            cache_capacity=0,
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=TokenType.BYTE in vocabulary.types,
