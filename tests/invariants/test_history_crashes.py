@@ -75,6 +75,10 @@ def check(folder: Path, told: list[int]) -> list[int]:
     return history.steps
 
 
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments(tmp_path: Path) -> None:
     chance = random.Random(5)
@@ -82,9 +86,15 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
     listed, seen = 0, 0
     with writers() as fork:
         for _ in range(NUM_KILLS):
+            output.unlink(missing_ok=True)
             writer = fork.start(folder, 1_000_000, output)
-            # From the making of the folder on: the first ones die before there is an index.
-            time.sleep(chance.uniform(0.0, 0.15))
+            # Now and then while the folder is made, else some way into the checkpoint after those that it has told of.
+            goal = chance.randrange(4)
+            since = time.perf_counter()
+            while goal and count_lines(output) < min(listed + goal, 9) and time.perf_counter() - since < 60:
+                time.sleep(0.002)
+            pace = (time.perf_counter() - since) / goal if goal else 0.2
+            time.sleep(chance.uniform(0.0, min(pace, 1.0)))
             os.kill(writer, signal.SIGKILL)
             assert fork.line() == -signal.SIGKILL
             told = output.read_text().split("\n")[:-1] if output.exists() else []
