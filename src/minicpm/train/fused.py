@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._functorch import config as partitioning
 from torch.utils.checkpoint import checkpoint
 
 from minicpm.model.attention import document_mask, document_starts
@@ -133,7 +134,16 @@ def widened(module: Any, x: Tensor) -> Tensor:
 @functools.cache
 def compiled_layer(is_widened: bool) -> Layer:
     """Return `decoder_layer` compiled once for this process; each new shape compiles again."""
-    return torch.compile(functools.partial(decoder_layer, is_widened=is_widened), dynamic=False)
+    compiled: Layer = torch.compile(functools.partial(decoder_layer, is_widened=is_widened), dynamic=False)
+    if not is_widened:
+        return compiled
+
+    def run(*arguments: Any) -> Tensor:
+        # Otherwise the compiler keeps the factors of the backward products as they were multiplied, in float32.
+        with partitioning.patch(ban_recompute_materialized_backward=False):
+            return compiled(*arguments)
+
+    return run
 
 
 class _Embedding(torch.autograd.Function):
