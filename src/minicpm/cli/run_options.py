@@ -30,17 +30,19 @@ def memory_of(options: argparse.Namespace) -> int:
     return parse_bytes(options.memory) if options.memory else 0
 
 
-def show_plan(plan: Plan, micro_note: str = "") -> None:
-    """Write the plan's table and its lines of text."""
+def show_plan(plan: Plan, done_tokens: int = 0) -> None:
+    """Write the plan's table and its lines of text, for what is left after `done_tokens`."""
     from minicpm.train.log import duration
     from minicpm.train.plan import size
 
     rows = [[name, size(count)] for name, count in plan.components.items()]
     out(table(["memory", "bytes"], [*rows, ["together", size(plan.total_bytes)]], right=[1]))
     layers = "compiled" if plan.is_compiled else "uncompiled"
-    out(f"{plan.total_tokens:,} tokens, {plan.micro_sequences} rows at once, layers {layers}{micro_note}")
+    left = plan.total_tokens - done_tokens
+    out(f"{left:,} tokens{' to go' if done_tokens else ''}, {plan.micro_sequences} rows at once, layers {layers}")
     if plan.seconds:
-        out(f"about {plan.tokens_per_second:,.0f} tokens a second on this machine: {duration(plan.seconds)}")
+        seconds = plan.seconds * left / plan.total_tokens
+        out(f"about {plan.tokens_per_second:,.0f} tokens a second on this machine: {duration(seconds)}")
     out(f"each checkpoint takes {size(plan.checkpoint_bytes)}")
 
 
@@ -57,7 +59,7 @@ def run_to_end(ready: Ready) -> None:
     """
     from minicpm.train.pretrain import pretrain
 
-    show_plan(ready.plan)
+    show_plan(ready.plan, ready.config.batch.tokens_through(ready.start.step))
     if ready.start.manifest is not None:
         losses = ready.start.manifest.losses
         note(f"going on after step {ready.start.step} of {ready.start.folder} (loss {losses.get('train', 0):.4f})")
