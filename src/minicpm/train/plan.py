@@ -23,7 +23,9 @@ _ENOUGH_TOKENS = 8192
 # Share of the rate of a plain product that a step reaches, and the width at which it is half of that: measured.
 _COMPILED_SHARE, _PLAIN_SHARE, _HALF_WIDTH = 0.78, 0.62, 80
 # The interpreter with torch, and what the compiler leaves in the process: measured.
-_PROCESS_BYTES, _COMPILER_BYTES = 330 << 20, 220 << 20
+_PROCESS_BYTES, _COMPILER_BYTES = 370 << 20, 220 << 20
+# What the allocator cannot use again between activations that stay, as a share of them: measured.
+_HOLES_SHARE = 1 / 6
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -120,34 +122,36 @@ def moving_bytes(
     """Return the bytes of activations, logits and working space of a micro-batch of `rows`."""
     width = 2 if loop.dtype == "bfloat16" else 4
     tokens = rows * sequence_length
-    hidden, query, kv, inner = model.hidden_size, model.query_size, model.kv_size, model.intermediate_size
-    layer = tokens * layer_values(hidden, query, kv, inner, width, is_compiled)
-    stream = tokens * hidden * width
+    layer = tokens * layer_bytes(model, sequence_length, width, is_compiled)
+    stream = tokens * model.hidden_size * width
     layers = model.num_hidden_layers
     again = -(-layers // loop.recompute_every) if loop.recompute_every else 0
-    kept = (layers - again) * layer + again * stream + (layer if again else 0)
-    chunk = min(chunk_rows(model.vocab_size), tokens) * model.vocab_size
+    kept = (layers - again) * layer + again * stream + (layer if again else 0) + 4 * stream
+    # Logits, their float32 copy, log-probabilities, and the slope of the chunk before; compiled code has no copy.
+    chunk = min(chunk_rows(model.vocab_size), tokens) * model.vocab_size * (12 if width == 4 or not is_compiled else 10)
+    # One layer's backward pass comes when the chunks are gone: scores, weights and their slope of a block of queries.
     block = rows * model.num_attention_heads * min(QUERY_BLOCK, sequence_length) * sequence_length
+    backward = block * 12 + 16 * tokens * model.query_size + 3 * tokens * model.intermediate_size * width
     return {
-        "activations": kept + 4 * stream,
-        # A chunk in the compute dtype, its float32 log-probabilities, their slope; the head's gradient twice.
-        "logits": chunk * (4 + 2 * width) + model.vocab_size * hidden * (4 + width),
-        "working space": block * (12 if is_compiled else 4) + rows * sequence_length**2 * (1 + width),
+        "activations": kept,
+        "logits": chunk,
+        "working space": max(backward - chunk, 0) + model.vocab_size * model.hidden_size * (4 + width),
+        "allocator": int(kept * _HOLES_SHARE),
         "process": _PROCESS_BYTES + (_COMPILER_BYTES if is_compiled else 0),
     }
 
 
-def layer_values(hidden: int, query: int, kv: int, inner: int, width: int, is_compiled: bool) -> int:
-    """Return the bytes that one layer keeps of one token for its backward pass.
+def layer_bytes(model: ModelConfig, sequence_length: int, width: int, is_compiled: bool) -> int:
+    """Return the bytes that one layer keeps of one token for its backward pass, as autograd's hooks counted them.
 
-    Compiled: the stream twice, both normed inputs, q, k, v, the attention's output, gate, up and their product.
-    Otherwise the norms keep float32 copies, and silu its result.
+    Compiled: the stream and four of its size, q, k, v (of all heads) and the attention's output, gate, up and their
+    product, two float32 norms. Otherwise also the normed input in float32, silu's result, and the layer's own mask.
     """
-    attention = (2 * query + 2 * kv) * width
+    hidden, query, kv, inner = model.hidden_size, model.query_size, model.kv_size, model.intermediate_size
     if is_compiled:
-        return 4 * hidden * width + attention + 3 * inner * width
-    norms = 2 * hidden * (4 + 2 * width)
-    return norms + attention + query * width + 4 * inner * width
+        return (5 * hidden + 4 * query + 3 * inner) * width + 8
+    mask = sequence_length * width
+    return (5 * hidden + 2 * query + 2 * kv + 4 * inner) * width + 8 * hidden + 4 * model.num_attention_heads + 8 + mask
 
 
 def available_bytes() -> int:
