@@ -23,7 +23,7 @@ _ENOUGH_TOKENS = 8192
 # Share of the rate of a plain product that a step reaches, and the width at which it is half of that: measured.
 _COMPILED_SHARE, _PLAIN_SHARE, _HALF_WIDTH = 0.78, 0.62, 80
 # The interpreter with torch, and what the compiler leaves in the process: measured.
-_PROCESS_BYTES, _COMPILER_BYTES = 370 << 20, 220 << 20
+_PROCESS_BYTES, _COMPILER_BYTES = 370 << 20, 90 << 20
 # What the allocator cannot use again between activations that stay, as a share of them: measured.
 _HOLES_SHARE = 1 / 6
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
