@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> None:
     arithmetic = choose_arithmetic(config.loop, config.schedule.total_steps, device, note)
     plan = make_plan(
         config.model, config.schedule, config.batch, config.optimizer, config.loop,
-        is_compiled=arithmetic.is_compiled, memory_bytes=memory_of(options), peak_flops=arithmetic.peak_flops,
+        is_compiled=arithmetic.is_compiled, is_widened=arithmetic.is_widened,
+        memory_bytes=memory_of(options), peak_flops=arithmetic.peak_flops,
     )  # fmt: skip
     out(f"{config.name}: {counts.total:,} parameters ({counts.non_embedding:,} without embedding)")
     for name, first, last in stage_bounds(config.schedule):

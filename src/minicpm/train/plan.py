@@ -23,9 +23,9 @@ _ENOUGH_TOKENS = 8192
 # Share of the rate of a plain product that a step reaches, and the width at which it is half of that: measured.
 _COMPILED_SHARE, _PLAIN_SHARE, _HALF_WIDTH = 0.78, 0.62, 80
 # The interpreter with torch, and what the compiler leaves in the process: measured.
-_PROCESS_BYTES, _COMPILER_BYTES = 370 << 20, 90 << 20
+_PROCESS_BYTES, _COMPILER_BYTES, _WIDENING_BYTES = 370 << 20, 90 << 20, 60 << 20
 # What the allocator cannot use again between activations that stay, as a share of them: measured.
-_HOLES_SHARE = 1 / 6
+_HOLES_SHARE = 1 / 4
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -63,6 +63,7 @@ def make_plan(
     loop: LoopConfig,
     *,
     is_compiled: bool,
+    is_widened: bool = False,
     memory_bytes: int = 0,
     peak_flops: float = 0.0,
     world: int = 1,
@@ -75,7 +76,7 @@ def make_plan(
 
     def components(rows: int) -> dict[str, int]:
         fixed = state_bytes(model, optimizer, loop.dtype)
-        return {**fixed, **moving_bytes(model, loop, rows, batch.sequence_length, is_compiled)}
+        return {**fixed, **moving_bytes(model, loop, rows, batch.sequence_length, is_compiled, is_widened)}
 
     most = max(batch.sequences) // world or 1
     rows = batch.micro_sequences or max(1, min(most, _ENOUGH_TOKENS // batch.sequence_length))
@@ -117,7 +118,7 @@ def state_bytes(model: ModelConfig, optimizer: OptimizerConfig, dtype: str) -> d
 
 
 def moving_bytes(
-    model: ModelConfig, loop: LoopConfig, rows: int, sequence_length: int, is_compiled: bool
+    model: ModelConfig, loop: LoopConfig, rows: int, sequence_length: int, is_compiled: bool, is_widened: bool
 ) -> dict[str, int]:
     """Return the bytes of activations, logits and working space of a micro-batch of `rows`."""
     width = 2 if loop.dtype == "bfloat16" else 4
@@ -128,16 +129,19 @@ def moving_bytes(
     again = -(-layers // loop.recompute_every) if loop.recompute_every else 0
     kept = (layers - again) * layer + again * stream + (layer if again else 0) + 4 * stream
     # Logits, their float32 copy, log-probabilities, and the slope of the chunk before; compiled code has no copy.
-    chunk = min(chunk_rows(model.vocab_size), tokens) * model.vocab_size * (12 if width == 4 or not is_compiled else 10)
+    value = 10 if width == 2 and is_compiled and not is_widened else 12
+    chunk = min(chunk_rows(model.vocab_size), tokens) * model.vocab_size * value
     # One layer's backward pass comes when the chunks are gone: scores, weights and their slope of a block of queries.
     block = rows * model.num_attention_heads * min(QUERY_BLOCK, sequence_length) * sequence_length
     backward = block * 12 + 16 * tokens * model.query_size + 3 * tokens * model.intermediate_size * width
+    # Factors in float32 beside what is kept.
+    wide = 2 * layer if is_widened else 0
     return {
         "activations": kept,
         "logits": chunk,
-        "working space": max(backward - chunk, 0) + model.vocab_size * model.hidden_size * (4 + width),
+        "working space": max(backward - chunk, 0) + wide + model.vocab_size * model.hidden_size * (4 + width),
         "allocator": int(kept * _HOLES_SHARE),
-        "process": _PROCESS_BYTES + (_COMPILER_BYTES if is_compiled else 0),
+        "process": _PROCESS_BYTES + (_COMPILER_BYTES if is_compiled else 0) + (_WIDENING_BYTES if is_widened else 0),
     }
 
 

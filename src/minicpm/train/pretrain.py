@@ -78,8 +78,8 @@ def prepare(
     arithmetic = choose_arithmetic(config.loop, config.schedule.total_steps, device, say)
     plan = make_plan(
         config.model, config.schedule, config.batch, config.optimizer, config.loop,
-        is_compiled=arithmetic.is_compiled, memory_bytes=memory_bytes or available_bytes(),
-        peak_flops=arithmetic.peak_flops,
+        is_compiled=arithmetic.is_compiled, is_widened=arithmetic.is_widened,
+        memory_bytes=memory_bytes or available_bytes(), peak_flops=arithmetic.peak_flops,
     )  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
     corpus = open_corpus(config, run, say, on_progress)
