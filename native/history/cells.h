@@ -83,7 +83,7 @@ Bits middle_cell(int32_t bin, int exponent) {
     return cell_of<Bits>(bin < 0, exponent - 1 + above, fraction);
 }
 
-// beta x cell in units of step / 2^kFractionBits, bounded.
+// beta x cell, as a place within a bin, in units of step / 2^kFractionBits, bounded.
 template <class Bits>
 int32_t predict(Bits cell, int beta, int exponent) {
     constexpr int mantissa = Cell<Bits>::kMantissaBits;
@@ -98,6 +98,8 @@ int32_t predict(Bits cell, int beta, int exponent) {
     } else if (shift > -63) {
         units = product >> -shift;
     }
+    // A cell that takes whole bins stands at the lower edge of its own.
+    if (biased - 127 - exponent >= mantissa) units += uint64_t{1} << (kFractionBits - 1);
     const auto value = static_cast<int32_t>(units < bound ? units : bound);
     return is_negative(cell) ? -value : value;
 }

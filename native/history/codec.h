@@ -4,7 +4,7 @@
 // systems: the prediction, beta times the cell before, has a place within a bin; with the scale of row and column it
 // chooses a table of probabilities for the distance in bins. The refinement holds the bits that a bin leaves open, as
 // they are: within a bin that is no wider than the update, all cells are nearly equally likely for their width.
-// Byte format: docs/history.md.
+// Byte format: docs/history_format.md.
 #pragma once
 
 #include <array>

@@ -116,8 +116,10 @@ class Fitter {
         const float scale =
             sum(count, [&](int64_t i) { return std::fabs(residuals_[i]) * inverse_[i]; }) / n * kScalePerMean;
         // A step's error is that of a uniform distribution. Rounding to powers of two keeps the mean of squares.
-        const float wanted =
-            std::min(error_ * std::sqrt(12.0F) * (deviation > 0 ? deviation : std::fabs(mean)), coarseness_ * scale);
+        const float size = deviation > 0 ? deviation : std::fabs(mean);
+        // What no longer changes gets a step below its cells, and costs nothing from then on.
+        const float finest = size * std::exp2(-static_cast<float>(std::min(Cell<Bits>::kMantissaBits + 6, 17)));
+        const float wanted = std::min(error_ * std::sqrt(12.0F) * size, std::max(coarseness_ * scale, finest));
         const float octaves = std::round(std::log2(std::max(wanted, 0x1p-126F)) - 0.06F);
         Row& row = plan_.rows[r];
         row.exponent = bounded(octaves + 128, kSmallestExponent + 128, kLargestExponent + 128);

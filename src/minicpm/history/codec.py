@@ -6,7 +6,7 @@ an exact reader fetches one refinement, that of the checkpoint which it wants.
 
 Both layers are lists of chunks of about 1 MiB of values, whole rows of the first axis, that decode alone. Functions
 here hold no state and give up the interpreter lock: call them from as many threads as there are tensors. The method is
-described in native/history/codec.h and docs/history.md.
+described in native/history/codec.h and docs/history_format.md.
 What this leaves out: where bytes lie, hashes of tensors, and how long a chain grows (`store`).
 """
 
@@ -76,7 +76,8 @@ def encode(cells: Cells, previous: Reference | None, *, base_error: float = 0.07
     Args:
         cells: bf16 as uint16, or float32; any shape.
         previous: of the checkpoint before; None makes a key frame.
-        base_error: the base layer's root mean square error as a share of the row's standard deviation, at most.
+        base_error: the base layer's root mean square error as a share of the row's standard deviation;
+            of a single row up to 1.5 times that, for steps are powers of two.
 
     Raises:
         ValueError: another type of cells, or a reference of another shape or type.

@@ -1,6 +1,6 @@
 """The header of a coded tensor: type, shape, the table of chunks, and what all of its chunks are coded with.
 
-Byte format: docs/history.md.
+Byte format: docs/history_format.md.
 """
 
 from __future__ import annotations
