@@ -121,7 +121,10 @@ class Decoder {
     void attention(const Step& step, int index);
     void spread_heads(float* rows, int num_rows, int num_heads);
     void rotate_and_store(const Step& step, int index);
-    void attend(const Step& step, int index, const Task& task, int head);
+    static const int32_t* table_of(const Step& step, const Tile& tile);
+    Ahead ahead_of(const Step& step, int layer, int index) const;
+    Ahead ahead_of(const Step& step, int layer, const Tile& tile, int chunk, int head) const;
+    void attend(const Step& step, int layer, int index);
     void join_chunks(const Tile& tile, int head);
     void write_attended(int row, int query_head, const Partial& partial);
     void keep_output_rows(const Step& step);

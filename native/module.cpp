@@ -75,7 +75,8 @@ Decoder* make_decoder(void* memory, const nb::dict& shape, const std::string& ke
                       int block_tokens, const std::string& cache_type) {
     if (num_threads < 1 || num_threads > 1024) throw std::invalid_argument("num_threads must be 1 to 1024");
     if (num_blocks < 1) throw std::invalid_argument("num_blocks must be at least 1");
-    if (block_tokens < 32 || block_tokens % 32) throw std::invalid_argument("block_tokens must be a multiple of 32");
+    if (block_tokens < kLeastBlockTokens || block_tokens % kLeastBlockTokens)
+        throw std::invalid_argument("block_tokens must be a multiple of 32");
     return new (memory) Decoder(shape_from(shape), {num_blocks, block_tokens, find_cache_type(cache_type)},
                                 find_kernels(kernel), num_threads);
 }

@@ -92,19 +92,39 @@ void Decoder::embed(const Step& step) {
     });
 }
 
+const int32_t* Decoder::table_of(const Step& step, const Tile& tile) {
+    return step.block_tables.data() + size_t(tile.sequence) * step.max_blocks;
+}
+
 void Decoder::write_attended(int row, int query_head, const Partial& partial) {
     float* out = attended_.data() + size_t(row) * shape_.query_size() + size_t(query_head) * shape_.head_dim;
     const float factor = 1.0f / partial.total;
     for (int i = 0; i < shape_.head_dim; ++i) out[i] = partial.values[i] * factor;
 }
 
-// Attends with the queries of one tile that share kv head `head`, to one chunk or to all, a few queries at a time.
-void Decoder::attend(const Step& step, int index, const Task& task, int head) {
+// What task `index` of `attention` reads first; nothing, if there is no such task.
+Ahead Decoder::ahead_of(const Step& step, int layer, int index) const {
+    const int heads = shape_.num_kv_heads;
+    if (index >= static_cast<int>(tasks_.size()) * heads) return {};
+    const Task& task = tasks_[index / heads];
+    return ahead_of(step, layer, tiles_[task.tile], std::max(task.chunk, 0), index % heads);
+}
+
+Ahead Decoder::ahead_of(const Step& step, int layer, const Tile& tile, int chunk, int head) const {
+    const int begin = chunk * kChunkPositions, end = std::min(tile.limit, begin + kChunkPositions);
+    return Ahead::of(cache_of(layer), table_of(step, tile), head, begin, end);
+}
+
+// Task `index`: attends with the queries of one tile that share a kv head, to one chunk or to all, a few queries at a
+// time. Heads are counted before chunks, which is how they follow each other in memory.
+void Decoder::attend(const Step& step, int layer, int index) {
     constexpr int kBatch = 8;
+    const int head = index % shape_.num_kv_heads;
+    const Task& task = tasks_[index / shape_.num_kv_heads];
     const Tile& tile = tiles_[task.tile];
     const int width = shape_.head_width(), group = shape_.num_heads / shape_.num_kv_heads;
-    const LayerCache cache = cache_of(index);
-    const int32_t* table = step.block_tables.data() + size_t(tile.sequence) * step.max_blocks;
+    const LayerCache cache = cache_of(layer);
+    const int32_t* table = table_of(step, tile);
     const int chunks = (tile.limit + kChunkPositions - 1) / kChunkPositions;
     const int count = tile.num_rows * group;
     alignas(64) float memory[2][kBatch][kLargestHeadWidth];
@@ -122,7 +142,11 @@ void Decoder::attend(const Step& step, int index, const Task& task, int head) {
         }
         const auto attend_chunk = [&](int chunk, Partial* out) {
             const int begin = chunk * kChunkPositions, end = std::min(tile.limit, begin + kChunkPositions);
-            kernels_.attend(cache, table, head, begin, end, queries, limits, n, out);
+            const bool goes_on = task.chunk < 0 && chunk + 1 < chunks;
+            Ahead ahead;  // the other queries of a tile find what the first ones asked for
+            if (!first)
+                ahead = goes_on ? ahead_of(step, layer, tile, chunk + 1, head) : ahead_of(step, layer, index + 1);
+            kernels_.attend(cache, table, head, begin, end, queries, limits, n, ahead, out);
         };
         if (task.chunk >= 0) {
             const size_t slot = tile.partial + (size_t(head) * chunks + task.chunk) * count + first;
@@ -205,8 +229,7 @@ void Decoder::attention(const Step& step, int index) {
     rotate_and_store(step, index);
     if (index == shape_.num_layers - 1 && step.output_rows.empty()) return;
     const int heads = shape_.num_kv_heads;
-    pool_.run(static_cast<int>(tasks_.size()) * heads,
-              [&](int i) { attend(step, index, tasks_[i / heads], i % heads); });
+    pool_.run(static_cast<int>(tasks_.size()) * heads, [&](int i) { attend(step, index, i); });
     if (num_partials_) {
         pool_.run(static_cast<int>(tiles_.size()) * heads, [&](int i) {
             if (tiles_[i / heads].partial >= 0) join_chunks(tiles_[i / heads], i % heads);

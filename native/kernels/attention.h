@@ -44,56 +44,119 @@ struct Attention {
         }
     }
 
+    // Asks for the pieces of an `Ahead` line by line. The lines come to the second-level cache: a piece is used after
+    // as many others as fill the first.
+    class Fetcher {
+      public:
+        explicit Fetcher(const Ahead& ahead) : ahead_(ahead) {}
+        template <int kLines>
+        MINICPM_INLINE void fetch() {
+            if (at_ >= end_) {
+                if (piece_ == ahead_.num_pieces) return;
+                at_ = ahead_.pieces[piece_++];
+                end_ = at_ + ahead_.piece_bytes;
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < kLines; ++i) __builtin_prefetch(at_ + i * kLine, 0, 2);
+            at_ += kLines * kLine;
+        }
+        // About as many lines as `bytes` of this call's own.
+        template <size_t kBytes>
+        MINICPM_INLINE void fetch_beside() {
+            fetch<kBytes <= kLine ? 1 : static_cast<int>(kBytes / kLine)>();
+        }
+
+      private:
+        static constexpr size_t kLine = 64;
+        const Ahead& ahead_;
+        int piece_ = 0;
+        const uint8_t *at_ = nullptr, *end_ = nullptr;
+    };
+
     using Scores = float[kQueries][kChunkPositions];
 
-    // q·k of R queries with positions [begin, end), in strips of two vectors.
-    template <CacheType T, int R>
-    static void score(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
-                      const float* const* queries, Scores& scores) {
+    // q·k of R queries with S strips of two vectors of positions, from `position` on; strips are so many that enough
+    // sums are under way to hide how long one addition takes.
+    template <CacheType T, int R, int S>
+    MINICPM_INLINE static void score_strips(const LayerCache& cache, const int32_t* table, int head, int begin,
+                                            int position, const float* const* queries, Fetcher& fetcher,
+                                            Scores& scores) {
         constexpr size_t kValue = T == CacheType::kF32 ? 4 : 2;
         const size_t row = cache.block_tokens * kValue;
-        for (int position = begin; position < end; position += 2 * W) {
-            const int offset = position % cache.block_tokens;
-            const uint8_t* keys = cache.keys(table[position / cache.block_tokens], head) + offset * kValue;
-            F low[R], high[R];
-            for (int r = 0; r < R; ++r) low[r] = high[r] = V::zero();
-            for (int d = 0; d < cache.head_width; ++d, keys += row) {
-                const F k0 = load<T>(keys), k1 = load<T>(keys + W * kValue);
+        const uint8_t* keys[S];
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
+            const int at = position + s * 2 * W;
+            keys[s] = cache.keys(table[at / cache.block_tokens], head) + at % cache.block_tokens * kValue;
+        }
+        F low[S][R], high[S][R];
+        for (int s = 0; s < S; ++s) {
+            for (int r = 0; r < R; ++r) low[s][r] = high[s][r] = V::zero();
+        }
+        for (int d = 0; d < cache.head_width; ++d) {
+            fetcher.template fetch_beside<S * 2 * W * kValue>();
+#pragma GCC unroll 4
+            for (int s = 0; s < S; ++s) {
+                const F k0 = load<T>(keys[s]), k1 = load<T>(keys[s] + W * kValue);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {
                     const F q = V::broadcast(queries[r] + d);
-                    low[r] = V::fma(q, k0, low[r]);
-                    high[r] = V::fma(q, k1, high[r]);
+                    low[s][r] = V::fma(q, k0, low[s][r]);
+                    high[s][r] = V::fma(q, k1, high[s][r]);
                 }
+                keys[s] += row;
             }
+        }
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
             for (int r = 0; r < R; ++r) {
-                V::store(scores[r] + position - begin, low[r]);
-                V::store(scores[r] + position - begin + W, high[r]);
+                V::store(scores[r] + position - begin + s * 2 * W, low[s][r]);
+                V::store(scores[r] + position - begin + s * 2 * W + W, high[s][r]);
             }
         }
     }
 
+    template <CacheType T, int R>
+    static void score(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
+                      const float* const* queries, Fetcher& fetcher, Scores& scores) {
+        constexpr int kStrips = R * 8 <= V::kAccumulators ? 4 : (R * 4 <= V::kAccumulators ? 2 : 1);
+        int position = begin;
+        for (; position + (kStrips - 1) * 2 * W < end; position += kStrips * 2 * W) {
+            score_strips<T, R, kStrips>(cache, table, head, begin, position, queries, fetcher, scores);
+        }
+        for (; position < end; position += 2 * W) {
+            score_strips<T, R, 1>(cache, table, head, begin, position, queries, fetcher, scores);
+        }
+    }
+
     // Turns the first `visible` of `length` scores into exponentials and the rest into zeros.
-    static void exponentiate(float* scores, int visible, int length, Partial& out) {
+    static void exponentiate(float* scores, int visible, int length, Fetcher& fetcher, Partial& out) {
         const int padded = (length + 2 * W - 1) / (2 * W) * (2 * W);
         for (int i = visible; i < padded; ++i) scores[i] = -__builtin_inff();
         F largest = V::set1(-__builtin_inff());
-        for (int i = 0; i < visible; i += W) largest = V::max(largest, V::load(scores + i));
+        for (int i = 0; i < visible; i += W) {
+            fetcher.template fetch<2>();
+            largest = V::max(largest, V::load(scores + i));
+        }
         out.largest = V::largest(largest);
         const F shift = V::set1(out.largest);
         for (int i = 0; i < visible; i += W) {
+            fetcher.template fetch<2>();
             V::store(scores + i, Body<V>::exp(V::sub(V::load(scores + i), shift)));
         }
         for (int i = visible; i < padded; ++i) scores[i] = 0.0f;
         F total = V::zero();
-        for (int i = 0; i < visible; i += W) total = V::add(total, V::load(scores + i));
+        for (int i = 0; i < visible; i += W) {
+            fetcher.template fetch<2>();
+            total = V::add(total, V::load(scores + i));
+        }
         out.total = V::sum(total);
     }
 
     // Σ weight × value of R queries over positions [begin, end), C vectors of the head at a time.
     template <CacheType T, int R, int C>
     static void weigh(const LayerCache& cache, const int32_t* table, int head, int begin, int end, int column,
-                      const Scores& weights, Partial* out) {
+                      const Scores& weights, Fetcher& fetcher, Partial* out) {
         constexpr size_t kValue = T == CacheType::kF32 ? 4 : 2;
         const size_t row = cache.head_width * kValue;
         F sums[R][C];
@@ -107,6 +170,7 @@ struct Attention {
             const uint8_t* values = cache.values(table[position / cache.block_tokens], head) + offset * row;
             values += column * kValue;
             for (int i = 0; i < count; ++i, values += row) {
+                fetcher.template fetch_beside<C * W * kValue>();
                 F v[C];
 #pragma GCC unroll 4
                 for (int c = 0; c < C; ++c) v[c] = load<T>(values + c * W * kValue);
@@ -126,58 +190,59 @@ struct Attention {
 
     template <CacheType T, int R>
     static void attend_rows(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
-                            const float* const* queries, const int* limits, Partial* out) {
+                            const float* const* queries, const int* limits, Fetcher& fetcher, Partial* out) {
         alignas(64) Scores scores;
         int last = begin;
         for (int r = 0; r < R; ++r) {
             const int limit = limits[r] < end ? limits[r] : end;
             last = limit > last ? limit : last;
         }
-        score<T, R>(cache, table, head, begin, last, queries, scores);
+        score<T, R>(cache, table, head, begin, last, queries, fetcher, scores);
         for (int r = 0; r < R; ++r) {
             const int limit = limits[r] < end ? limits[r] : end;
-            exponentiate(scores[r], limit > begin ? limit - begin : 0, last - begin, out[r]);
+            exponentiate(scores[r], limit > begin ? limit - begin : 0, last - begin, fetcher, out[r]);
         }
         constexpr int kColumns = R * 4 <= V::kAccumulators ? 4 : (R * 2 <= V::kAccumulators ? 2 : 1);
         int column = 0;
         for (; column + kColumns * W <= cache.head_width; column += kColumns * W) {
-            weigh<T, R, kColumns>(cache, table, head, begin, last, column, scores, out);
+            weigh<T, R, kColumns>(cache, table, head, begin, last, column, scores, fetcher, out);
         }
         for (; column < cache.head_width; column += W) {
-            weigh<T, R, 1>(cache, table, head, begin, last, column, scores, out);
+            weigh<T, R, 1>(cache, table, head, begin, last, column, scores, fetcher, out);
         }
     }
 
     template <CacheType T, int R>
     static void attend_some(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
-                            const float* const* queries, const int* limits, int count, Partial* out) {
+                            const float* const* queries, const int* limits, int count, Fetcher& fetcher, Partial* out) {
         if constexpr (R > 0) {
             if (count == R) {
-                attend_rows<T, R>(cache, table, head, begin, end, queries, limits, out);
+                attend_rows<T, R>(cache, table, head, begin, end, queries, limits, fetcher, out);
             } else {
-                attend_some<T, R - 1>(cache, table, head, begin, end, queries, limits, count, out);
+                attend_some<T, R - 1>(cache, table, head, begin, end, queries, limits, count, fetcher, out);
             }
         }
     }
 
     template <CacheType T>
     static void attend_as(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
-                          const float* const* queries, const int* limits, int count, Partial* out) {
+                          const float* const* queries, const int* limits, int count, const Ahead& ahead, Partial* out) {
+        Fetcher fetcher(ahead);
         for (int i = 0; i < count; i += kQueries) {
             const int n = count - i < kQueries ? count - i : kQueries;
-            attend_some<T, kQueries>(cache, table, head, begin, end, queries + i, limits + i, n, out + i);
+            attend_some<T, kQueries>(cache, table, head, begin, end, queries + i, limits + i, n, fetcher, out + i);
         }
     }
 
     static void attend(const LayerCache& cache, const int32_t* table, int head, int begin, int end,
-                       const float* const* queries, const int* limits, int count, Partial* out) {
+                       const float* const* queries, const int* limits, int count, const Ahead& ahead, Partial* out) {
         switch (cache.type) {
             case CacheType::kF16:
-                return attend_as<CacheType::kF16>(cache, table, head, begin, end, queries, limits, count, out);
+                return attend_as<CacheType::kF16>(cache, table, head, begin, end, queries, limits, count, ahead, out);
             case CacheType::kBF16:
-                return attend_as<CacheType::kBF16>(cache, table, head, begin, end, queries, limits, count, out);
+                return attend_as<CacheType::kBF16>(cache, table, head, begin, end, queries, limits, count, ahead, out);
             case CacheType::kF32:
-                return attend_as<CacheType::kF32>(cache, table, head, begin, end, queries, limits, count, out);
+                return attend_as<CacheType::kF32>(cache, table, head, begin, end, queries, limits, count, ahead, out);
         }
     }
 

@@ -40,6 +40,7 @@ constexpr int kBlockInputs = 64;
 constexpr int kGroupInputs = 32;
 // Positions of a chunk of attention: softmax is taken per chunk, and chunks are joined in order.
 constexpr int kChunkPositions = 128;
+constexpr int kLeastBlockTokens = 32;
 
 // How a tile stores its weights; w is a weight, q its code.
 enum class Packing : uint8_t {
@@ -129,7 +130,7 @@ MINICPM_INLINE constexpr size_t cache_value_bytes(CacheType t) { return t == Cac
 struct LayerCache {
     uint8_t* data;
     CacheType type;
-    int block_tokens;  // a multiple of 32
+    int block_tokens;  // a multiple of kLeastBlockTokens
     int num_kv_heads;
     int head_width;
     int num_layers = 1;  // their blocks of one number lie side by side, so that few blocks in use are few pages
@@ -142,6 +143,24 @@ struct LayerCache {
         return data + block * num_layers * 2 * part_bytes() + head * head_bytes();
     }
     MINICPM_INLINE uint8_t* values(int block, int head) const { return keys(block, head) + part_bytes(); }
+};
+
+// What the next call of `attend` will read: pieces of one length, asked for while the call before it works, so that the
+// memory is never idle. A hint: it changes no result.
+struct Ahead {
+    const uint8_t* pieces[2 * kChunkPositions / kLeastBlockTokens];
+    int num_pieces = 0;
+    size_t piece_bytes = 0;
+
+    // Keys and values of one kv head at positions [begin, end) of a chunk.
+    MINICPM_INLINE static Ahead of(const LayerCache& cache, const int32_t* block_table, int head, int begin, int end) {
+        Ahead ahead;
+        ahead.piece_bytes = cache.head_bytes();
+        const int first = begin / cache.block_tokens, last = (end - 1) / cache.block_tokens;
+        for (int b = first; b <= last; ++b) ahead.pieces[ahead.num_pieces++] = cache.keys(block_table[b], head);
+        for (int b = first; b <= last; ++b) ahead.pieces[ahead.num_pieces++] = cache.values(block_table[b], head);
+        return ahead;
+    }
 };
 
 // Softmax over one chunk for one query: exp-weighted sum of values, its normaliser and the largest score.
@@ -172,7 +191,7 @@ struct Kernels {
     // head, begin a multiple of kChunkPositions, end - begin <= kChunkPositions; a query that sees none of them gets
     // total 0.
     void (*attend)(const LayerCache& cache, const int32_t* block_table, int head, int begin, int end,
-                   const float* const* queries, const int* limits, int count, Partial* out);
+                   const float* const* queries, const int* limits, int count, const Ahead& ahead, Partial* out);
     // Joins the partial `next` to `sum`.
     void (*join)(Partial& sum, const Partial& next, int head_width);
 };

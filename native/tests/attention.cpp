@@ -53,7 +53,7 @@ void attend_all(const Kernels& kernels, const Pages& pages, int head, const std:
     const int count = static_cast<int>(queries.size());
     for (int begin = 0; begin < last; begin += kChunkPositions) {
         kernels.attend(pages.cache, pages.table.data(), head, begin, std::min(last, begin + kChunkPositions),
-                       queries.data(), limits.data(), count, nexts.data());
+                       queries.data(), limits.data(), count, {}, nexts.data());
         for (int i = 0; i < count; ++i) kernels.join(sums[i], nexts[i], pages.cache.head_width);
     }
 }
@@ -151,7 +151,7 @@ TEST(attention_to_nothing_is_nothing) {
         const float* queries[] = {query.data(), query.data()};
         const int limits[] = {100, 140};
         Partial out[] = {{values.data(), 1.0f, 1.0f}, {values.data() + 16, 1.0f, 1.0f}};
-        (*k)->attend(pages.cache, pages.table.data(), 0, 128, 140, queries, limits, 2, out);
+        (*k)->attend(pages.cache, pages.table.data(), 0, 128, 140, queries, limits, 2, {}, out);
         CHECK(out[0].total == 0.0f, (*k)->name);
         CHECK(std::abs(out[1].total - 12.0f) < 1e-5f, (*k)->name);
     }
