@@ -54,7 +54,8 @@ CacheType find_cache_type(const std::string& name) {
     if (name == "f16") return CacheType::kF16;
     if (name == "bf16") return CacheType::kBF16;
     if (name == "f32") return CacheType::kF32;
-    throw std::invalid_argument("cache type '" + name + "' is unknown; known: f16, bf16, f32");
+    if (name == "q8") return CacheType::kQ8;
+    throw std::invalid_argument("kv_type '" + name + "' is unknown; known: f16, bf16, f32, q8");
 }
 
 Shape shape_from(const nb::dict& fields) {

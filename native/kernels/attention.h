@@ -11,6 +11,7 @@ struct Attention {
         if constexpr (T == CacheType::kF32) return V::load(reinterpret_cast<const float*>(at));
         if constexpr (T == CacheType::kF16) return V::load_f16(reinterpret_cast<const uint16_t*>(at));
         if constexpr (T == CacheType::kBF16) return V::load_bf16(reinterpret_cast<const uint16_t*>(at));
+        if constexpr (T == CacheType::kQ8) return V::load_signed_bytes(at);
     }
 
     template <CacheType T>
@@ -33,6 +34,33 @@ struct Attention {
         }
     }
 
+    // Rounds a head to signed bytes, `stride` apart, and returns the real value of code 1: NaN where x is not finite.
+    static float quantize(const float* x, int width, uint8_t* codes, size_t stride) {
+        constexpr float kRound = 12582912.0f;  // 1.5 × 2^23: adding it leaves the nearest integer in the low bits
+        constexpr float kLargest = 127.0f;
+        F largest = V::zero(), poison = V::zero();
+        for (int i = 0; i < width; i += W) {
+            const F v = V::load(x + i);
+            largest = V::max(largest, V::max(v, V::sub(V::zero(), v)));
+            poison = V::add(poison, V::sub(v, v));
+        }
+        const float amax = V::largest(largest);
+        const F inverse = V::set1(amax > 1e-30f ? kLargest / amax : 0.0f);
+        alignas(64) uint8_t line[W * sizeof(float)];
+        for (int i = 0; i < width; i += W) {
+            V::store(reinterpret_cast<float*>(line), V::fma(V::load(x + i), inverse, V::set1(kRound)));
+            for (int j = 0; j < W; ++j) codes[(i + j) * stride] = line[j * sizeof(float)];
+        }
+        return amax / kLargest + V::sum(poison);
+    }
+
+    static void store_q8(const LayerCache& cache, int block, int head, int offset, const float* key,
+                         const float* value) {
+        uint8_t *keys = cache.keys(block, head), *values = cache.values(block, head);
+        cache.scales(keys)[offset] = quantize(key, cache.head_width, keys + offset, cache.block_tokens);
+        cache.scales(values)[offset] = quantize(value, cache.head_width, values + size_t(offset) * cache.head_width, 1);
+    }
+
     static void store(const LayerCache& cache, int block, int head, int offset, const float* key, const float* value) {
         switch (cache.type) {
             case CacheType::kF16:
@@ -41,6 +69,8 @@ struct Attention {
                 return store_as<CacheType::kBF16, uint16_t>(cache, block, head, offset, key, value);
             case CacheType::kF32:
                 return store_as<CacheType::kF32, uint32_t>(cache, block, head, offset, key, value);
+            case CacheType::kQ8:
+                return store_q8(cache, block, head, offset, key, value);
         }
     }
 
@@ -81,13 +111,16 @@ struct Attention {
     MINICPM_INLINE static void score_strips(const LayerCache& cache, const int32_t* table, int head, int begin,
                                             int position, const float* const* queries, Fetcher& fetcher,
                                             Scores& scores) {
-        constexpr size_t kValue = T == CacheType::kF32 ? 4 : 2;
+        constexpr size_t kValue = cache_value_bytes(T);
         const size_t row = cache.block_tokens * kValue;
         const uint8_t* keys[S];
+        const float* scales[S];
 #pragma GCC unroll 4
         for (int s = 0; s < S; ++s) {
-            const int at = position + s * 2 * W;
-            keys[s] = cache.keys(table[at / cache.block_tokens], head) + at % cache.block_tokens * kValue;
+            const int at = position + s * 2 * W, offset = at % cache.block_tokens;
+            uint8_t* block = cache.keys(table[at / cache.block_tokens], head);
+            keys[s] = block + offset * kValue;
+            scales[s] = cache.scales(block) + offset;
         }
         F low[S][R], high[S][R];
         for (int s = 0; s < S; ++s) {
@@ -110,6 +143,10 @@ struct Attention {
 #pragma GCC unroll 4
         for (int s = 0; s < S; ++s) {
             for (int r = 0; r < R; ++r) {
+                if constexpr (T == CacheType::kQ8) {
+                    low[s][r] = V::mul(low[s][r], V::load(scales[s]));
+                    high[s][r] = V::mul(high[s][r], V::load(scales[s] + W));
+                }
                 V::store(scores[r] + position - begin + s * 2 * W, low[s][r]);
                 V::store(scores[r] + position - begin + s * 2 * W + W, high[s][r]);
             }
@@ -153,11 +190,21 @@ struct Attention {
         out.total = V::sum(total);
     }
 
+    // Takes the scales of values into the first `visible` weights; the rest are zeros and stay so whatever is there.
+    static void scale_weights(const LayerCache& cache, const int32_t* table, int head, int begin, int visible,
+                              float* weights) {
+        for (int i = 0; i < visible; i += W) {
+            const int block = table[(begin + i) / cache.block_tokens], offset = (begin + i) % cache.block_tokens;
+            const F scales = V::load_first(cache.scales(cache.values(block, head)) + offset, visible - i);
+            V::store(weights + i, V::mul(V::load(weights + i), scales));
+        }
+    }
+
     // Σ weight × value of R queries over positions [begin, end), C vectors of the head at a time.
     template <CacheType T, int R, int C>
     static void weigh(const LayerCache& cache, const int32_t* table, int head, int begin, int end, int column,
                       const Scores& weights, Fetcher& fetcher, Partial* out) {
-        constexpr size_t kValue = T == CacheType::kF32 ? 4 : 2;
+        constexpr size_t kValue = cache_value_bytes(T);
         const size_t row = cache.head_width * kValue;
         F sums[R][C];
         for (int r = 0; r < R; ++r) {
@@ -200,7 +247,9 @@ struct Attention {
         score<T, R>(cache, table, head, begin, last, queries, fetcher, scores);
         for (int r = 0; r < R; ++r) {
             const int limit = limits[r] < end ? limits[r] : end;
-            exponentiate(scores[r], limit > begin ? limit - begin : 0, last - begin, fetcher, out[r]);
+            const int visible = limit > begin ? limit - begin : 0;
+            exponentiate(scores[r], visible, last - begin, fetcher, out[r]);
+            if constexpr (T == CacheType::kQ8) scale_weights(cache, table, head, begin, visible, scores[r]);
         }
         constexpr int kColumns = R * 4 <= V::kAccumulators ? 4 : (R * 2 <= V::kAccumulators ? 2 : 1);
         int column = 0;
@@ -243,6 +292,8 @@ struct Attention {
                 return attend_as<CacheType::kBF16>(cache, table, head, begin, end, queries, limits, count, ahead, out);
             case CacheType::kF32:
                 return attend_as<CacheType::kF32>(cache, table, head, begin, end, queries, limits, count, ahead, out);
+            case CacheType::kQ8:
+                return attend_as<CacheType::kQ8>(cache, table, head, begin, end, queries, limits, count, ahead, out);
         }
     }
 

@@ -121,12 +121,17 @@ struct Output {
     bool accumulate;
 };
 
-enum class CacheType : uint8_t { kF16, kBF16, kF32 };
-MINICPM_INLINE constexpr size_t cache_value_bytes(CacheType t) { return t == CacheType::kF32 ? 4 : 2; }
+// How keys and values are kept. kQ8: signed bytes and one float32 scale for each position and head.
+enum class CacheType : uint8_t { kF16, kBF16, kF32, kQ8 };
+MINICPM_INLINE constexpr size_t cache_value_bytes(CacheType t) {
+    if (t == CacheType::kQ8) return 1;
+    return t == CacheType::kF32 ? 4 : 2;
+}
 
 // One layer's keys and values. A block holds `block_tokens` positions of every kv head: first keys, for each head
 // (head_width, block_tokens) so that a vector holds positions; then values, for each head (block_tokens, head_width).
-// head_width is head_dim padded with zeros to 16.
+// head_width is head_dim padded with zeros to 16. With kQ8 the scales of a head's block_tokens positions follow its
+// codes.
 struct LayerCache {
     uint8_t* data;
     CacheType type;
@@ -135,14 +140,17 @@ struct LayerCache {
     int head_width;
     int num_layers = 1;  // their blocks of one number lie side by side, so that few blocks in use are few pages
 
-    MINICPM_INLINE size_t part_bytes() const {
-        return size_t(num_kv_heads) * head_width * block_tokens * cache_value_bytes(type);
+    MINICPM_INLINE size_t code_bytes() const { return size_t(head_width) * block_tokens * cache_value_bytes(type); }
+    MINICPM_INLINE size_t head_bytes() const {
+        return code_bytes() + (type == CacheType::kQ8 ? block_tokens * sizeof(float) : 0);
     }
-    MINICPM_INLINE size_t head_bytes() const { return size_t(head_width) * block_tokens * cache_value_bytes(type); }
+    MINICPM_INLINE size_t part_bytes() const { return num_kv_heads * head_bytes(); }
     MINICPM_INLINE uint8_t* keys(int block, int head) const {
         return data + block * num_layers * 2 * part_bytes() + head * head_bytes();
     }
     MINICPM_INLINE uint8_t* values(int block, int head) const { return keys(block, head) + part_bytes(); }
+    // The scales of what `keys` or `values` returned.
+    MINICPM_INLINE float* scales(uint8_t* codes) const { return reinterpret_cast<float*>(codes + code_bytes()); }
 };
 
 // What the next call of `attend` will read: pieces of one length, asked for while the call before it works, so that the

@@ -9,10 +9,11 @@ namespace minicpm::tests {
 
 namespace {
 
-constexpr CacheType kCacheTypes[] = {CacheType::kF16, CacheType::kBF16, CacheType::kF32};
+constexpr CacheType kCacheTypes[] = {CacheType::kF16, CacheType::kBF16, CacheType::kF32, CacheType::kQ8};
 
 // Keys and values of one sequence, in blocks whose order is reversed, and the same as plain rows. The numbers are
-// multiples of 1/16 that every cache type holds exactly, so that one bound serves all.
+// multiples of 1/16 that every float type holds exactly, so that one bound serves all; the plain rows of kQ8 are what
+// the cache holds.
 struct Pages {
     LayerCache cache;
     int positions;
@@ -36,7 +37,19 @@ struct Pages {
             for (int p = 0; p < positions; ++p) {
                 kernels.store(cache, table[p / cache.block_tokens], head, p % cache.block_tokens, key(head, p),
                               value(head, p));
+                if (cache.type == CacheType::kQ8) read_back(head, p);
             }
+        }
+    }
+    void read_back(int head, int p) {
+        const int block = table[p / cache.block_tokens], offset = p % cache.block_tokens, width = cache.head_width;
+        uint8_t *k = cache.keys(block, head), *v = cache.values(block, head);
+        const size_t row = (size_t(head) * positions + p) * width;
+        for (int d = 0; d < width; ++d) {
+            const auto key_code = static_cast<int8_t>(k[d * cache.block_tokens + offset]);
+            const auto value_code = static_cast<int8_t>(v[offset * width + d]);
+            keys[row + d] = static_cast<float>(key_code) * cache.scales(k)[offset];
+            values[row + d] = static_cast<float>(value_code) * cache.scales(v)[offset];
         }
     }
     size_t num_blocks() const { return (positions + cache.block_tokens - 1) / cache.block_tokens; }
@@ -145,15 +158,17 @@ TEST(attention_is_true) {
 
 TEST(attention_to_nothing_is_nothing) {
     Random random(9);
-    for (const Kernels* const* k = available_kernels(); *k; ++k) {
-        const Pages pages(**k, {nullptr, CacheType::kF16, 32, 1, 16}, 140, random);
-        Exact<float> query(16), values(32);
-        const float* queries[] = {query.data(), query.data()};
-        const int limits[] = {100, 140};
-        Partial out[] = {{values.data(), 1.0f, 1.0f}, {values.data() + 16, 1.0f, 1.0f}};
-        (*k)->attend(pages.cache, pages.table.data(), 0, 128, 140, queries, limits, 2, {}, out);
-        CHECK(out[0].total == 0.0f, (*k)->name);
-        CHECK(std::abs(out[1].total - 12.0f) < 1e-5f, (*k)->name);
+    for (const CacheType type : kCacheTypes) {
+        for (const Kernels* const* k = available_kernels(); *k; ++k) {
+            const Pages pages(**k, {nullptr, type, 32, 1, 16}, 140, random);
+            Exact<float> query(16), values(32);
+            const float* queries[] = {query.data(), query.data()};
+            const int limits[] = {100, 140};
+            Partial out[] = {{values.data(), 1.0f, 1.0f}, {values.data() + 16, 1.0f, 1.0f}};
+            (*k)->attend(pages.cache, pages.table.data(), 0, 128, 140, queries, limits, 2, {}, out);
+            CHECK(out[0].total == 0.0f, (*k)->name);
+            CHECK(std::abs(out[1].total - 12.0f) < 1e-5f, (*k)->name);
+        }
     }
 }
 
@@ -180,6 +195,49 @@ TEST(stored_values_are_rounded_to_nearest) {
                     CHECK(key == truth && value == truth, std::string((*k)->name) + " " + std::to_string(row[i]));
                 }
             }
+        }
+    }
+}
+
+TEST(stored_codes_are_within_half_a_step) {
+    Random random(11);
+    for (const Kernels* const* k = available_kernels(); *k; ++k) {
+        LayerCache cache{nullptr, CacheType::kQ8, 32, 2, 48};
+        const Exact<uint8_t> memory(2 * cache.part_bytes());
+        cache.data = memory.data();
+        for (const float size : {0.0f, 1e-38f, 1e-20f, 1.0f, 1e30f}) {
+            Exact<float> key(48), value(48);
+            random.fill(key, -size, size);
+            random.fill(value, -size, size);
+            const int head = random.below(2), offset = random.below(32);
+            (*k)->store(cache, 0, head, offset, key.data(), value.data());
+            uint8_t *keys = cache.keys(0, head), *values = cache.values(0, head);
+            const double key_scale = cache.scales(keys)[offset], value_scale = cache.scales(values)[offset];
+            for (int d = 0; d < 48; ++d) {
+                const double key_error = key[d] - static_cast<int8_t>(keys[d * 32 + offset]) * key_scale;
+                const double value_error = value[d] - static_cast<int8_t>(values[offset * 48 + d]) * value_scale;
+                // Numbers next to nothing become zero.
+                CHECK(std::abs(key_error) <= 0.50001 * key_scale || size < 1e-30f, (*k)->name);
+                CHECK(std::abs(value_error) <= 0.50001 * value_scale || size < 1e-30f, (*k)->name);
+            }
+            CHECK(key_scale <= size / 127 * 1.00001 && value_scale <= size / 127 * 1.00001, (*k)->name);
+        }
+    }
+}
+
+TEST(stored_codes_of_what_is_not_finite_have_no_scale) {
+    for (const Kernels* const* k = available_kernels(); *k; ++k) {
+        LayerCache cache{nullptr, CacheType::kQ8, 32, 1, 16};
+        const Exact<uint8_t> memory(2 * cache.part_bytes());
+        cache.data = memory.data();
+        for (const float broken : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                                   -std::numeric_limits<float>::infinity()}) {
+            Exact<float> row(16);
+            std::fill_n(row.data(), 16, 1.0f);
+            row[5] = broken;
+            (*k)->store(cache, 0, 0, 7, row.data(), row.data());
+            CHECK(std::isnan(cache.scales(cache.keys(0, 0))[7]), (*k)->name);
+            CHECK(std::isnan(cache.scales(cache.values(0, 0))[7]), (*k)->name);
         }
     }
 }

@@ -85,7 +85,7 @@ TEST(decoder_keeps_its_cache_in_every_type) {
     const Model model(tiny_shape(), {"Q4_0"});
     const std::vector<float> truth = whole_then_one(model, {.kernel = "portable"}, 40);
     for (const Kernels* const* k = available_kernels(); *k; ++k) {
-        for (const CacheType type : {CacheType::kF16, CacheType::kBF16}) {
+        for (const CacheType type : {CacheType::kF16, CacheType::kBF16, CacheType::kQ8}) {
             const Setting setting{.kernel = (*k)->name, .cache_type = type};
             const double found = difference(whole_then_one(model, setting, 40), truth);
             CHECK(found < (type == CacheType::kF16 ? 1e-3 : 1e-2), std::string((*k)->name) + std::to_string(found));
@@ -114,27 +114,29 @@ TEST(decoder_does_not_depend_on_how_rows_are_cut) {
     const Model model(tiny_shape(), {"Q4_0", "F16", "Q8_0"});
     const std::vector<int32_t> ids = some_ids(model.shape(), count), other = some_ids(model.shape(), count, 9);
     for (const Kernels* const* k = available_kernels(); *k; ++k) {
-        const Setting setting{.kernel = (*k)->name, .cache_type = CacheType::kF16};
-        const std::vector<float> whole = run_whole(*model.decoder(setting), ids);
-        const auto decoder = model.decoder(setting);
-        std::vector<float> pieces;
-        // Beside another sequence whose pieces are as long as ours, which goes first.
-        for (int at = 0, length = 1; at < count; at += length, length = std::min(count - at, length * 2 % 29 + 1)) {
-            Rows rows;
-            rows.add(other, 1, at, length);
-            rows.output_rows.clear();
-            Rows ours;
-            ours.add(ids, 0, at, length);
-            for (int i = 0; i < length; ++i) {
-                rows.output_rows.push_back(static_cast<int32_t>(rows.tokens.size()));
-                rows.tokens.push_back(ours.tokens[i]);
-                rows.positions.push_back(ours.positions[i]);
-                rows.sequences.push_back(0);
+        for (const CacheType type : {CacheType::kF16, CacheType::kQ8}) {
+            const Setting setting{.kernel = (*k)->name, .cache_type = type};
+            const std::vector<float> whole = run_whole(*model.decoder(setting), ids);
+            const auto decoder = model.decoder(setting);
+            std::vector<float> pieces;
+            // Beside another sequence whose pieces are as long as ours, which goes first.
+            for (int at = 0, length = 1; at < count; at += length, length = std::min(count - at, length * 2 % 29 + 1)) {
+                Rows rows;
+                rows.add(other, 1, at, length);
+                rows.output_rows.clear();
+                Rows ours;
+                ours.add(ids, 0, at, length);
+                for (int i = 0; i < length; ++i) {
+                    rows.output_rows.push_back(static_cast<int32_t>(rows.tokens.size()));
+                    rows.tokens.push_back(ours.tokens[i]);
+                    rows.positions.push_back(ours.positions[i]);
+                    rows.sequences.push_back(0);
+                }
+                const std::vector<float> some = run(*decoder, rows);
+                pieces.insert(pieces.end(), some.begin(), some.end());
             }
-            const std::vector<float> some = run(*decoder, rows);
-            pieces.insert(pieces.end(), some.begin(), some.end());
+            CHECK(pieces.size() == whole.size() && same_bits(pieces.data(), whole.data(), whole.size()), (*k)->name);
         }
-        CHECK(pieces.size() == whole.size() && same_bits(pieces.data(), whole.data(), whole.size()), (*k)->name);
     }
 }
 

@@ -35,6 +35,7 @@ def load(
     num_threads: int | None = None,
     max_parallel: int = 16,
     kv_cache_tokens: int | None = None,
+    kv_type: str | None = None,
     draft: str | os.PathLike[str] | None = None,
 ) -> LanguageModel:
     """Return a model, ready to `chat`, `stream`, `generate`, and tell its `logprobs`.
@@ -47,6 +48,8 @@ def load(
         max_parallel: how many sequences run at once at most.
         kv_cache_tokens: tokens of all sequences together that the cache holds; None is a whole context of each, or as
             many as fit into half of the free memory. With fewer, sequences wait for each other.
+        kv_type: how keys and values are kept: "f16", "bf16", "f32", or "q8", 8 bits with scales, about half of f16's
+            memory; None is f32 for a model of float weights and f16 for a quantized one.
         draft: a smaller model with the same vocabulary, named like the first, that writes ahead: replies stay the same
             and come sooner where it is right often enough.
 
@@ -65,6 +68,7 @@ def load(
         num_threads=num_threads,
         max_parallel=max_parallel,
         kv_cache_tokens=kv_cache_tokens,
+        kv_type=kv_type,
         draft=None if draft is None else resolve(os.fspath(draft)),
     )
 

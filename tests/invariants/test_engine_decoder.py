@@ -25,6 +25,7 @@ class Setting:
     config: ModelConfig
     weights: dict[str, Weight]
     kernel: str
+    kv_type: str | None
 
     def decoder(self, num_threads: int = 2, block_tokens: int = 32) -> Decoder:
         return Decoder(
@@ -34,6 +35,7 @@ class Setting:
             num_blocks=NUM_BLOCKS,
             block_tokens=block_tokens,
             kernel=self.kernel,
+            kv_type=self.kv_type,
         )
 
     def ids(self, count: int, seed: int = 0) -> np.ndarray:
@@ -47,7 +49,7 @@ def setting(request: pytest.FixtureRequest, tiny_config: ModelConfig) -> Setting
         name: Weight.from_array(array, block_type if array.ndim == 2 else "F32")
         for name, array in random_weights(tiny_config).items()
     }
-    return Setting(tiny_config, weights, kernel)
+    return Setting(tiny_config, weights, kernel, "q8" if block_type == "Q8_0" else None)
 
 
 def run(decoder: Decoder, ids: np.ndarray, start: int = 0, table: np.ndarray | None = None) -> np.ndarray:

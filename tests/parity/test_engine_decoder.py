@@ -65,17 +65,17 @@ def test_quantized_weights(tiny_config: ModelConfig, kernel: str, block_type: st
     config = fitting(tiny_config, block_type)
     weights, ids = encode(config, block_type), some_ids(config)
     truth = log_softmax(ReferenceDecoder(config, weights).full_logits(ids))
-    decoder = Decoder(config, weights, num_blocks=NUM_BLOCKS, kernel=kernel, cache_type="f32")
+    decoder = Decoder(config, weights, num_blocks=NUM_BLOCKS, kernel=kernel, kv_type="f32")
     # Measured 3e-3: activations rounded to 16 bits; the portable kernel, which does not round them, reaches 1e-4.
     np.testing.assert_allclose(logprobs(decoder, ids), truth, rtol=0, atol=1e-3 if kernel == "portable" else 1e-2)
 
 
-@pytest.mark.parametrize(("cache_type", "bound"), [("f16", 1e-5), ("bf16", 1e-3)])
+@pytest.mark.parametrize(("kv_type", "bound"), [("f16", 1e-5), ("bf16", 1e-3), ("q8", 1e-3)])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_cache_types(tiny_config: ModelConfig, kernel: str, cache_type: str, bound: float) -> None:
+def test_kv_types(tiny_config: ModelConfig, kernel: str, kv_type: str, bound: float) -> None:
     weights, ids = encode(tiny_config, "Q4_0"), some_ids(tiny_config)
     truth = ReferenceDecoder(tiny_config, weights).full_logits(ids)
-    decoder = Decoder(tiny_config, weights, num_blocks=NUM_BLOCKS, kernel=kernel, cache_type=cache_type)
+    decoder = Decoder(tiny_config, weights, num_blocks=NUM_BLOCKS, kernel=kernel, kv_type=kv_type)
     ours = logprobs(decoder, ids)
     mean = np.mean([divergence(*pair) for pair in zip(truth, ours, strict=True)])
     # Measured 1.2e-6 for f16.
@@ -113,7 +113,7 @@ def test_block_types_may_be_mixed(tiny_config: ModelConfig) -> None:
     ids = some_ids(tiny_config)
     truth = log_softmax(ReferenceDecoder(tiny_config, weights).full_logits(ids))
     for kernel in KERNELS:
-        ours = logprobs(Decoder(tiny_config, weights, num_blocks=NUM_BLOCKS, kernel=kernel, cache_type="f32"), ids)
+        ours = logprobs(Decoder(tiny_config, weights, num_blocks=NUM_BLOCKS, kernel=kernel, kv_type="f32"), ids)
         np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-2)
 
 

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minicpm.cli.draft_gain import Gain, measure_gains
 from minicpm.cli.llama_bench import LlamaBench
 from minicpm.cli.measurement import Machine, Speed, Work, measure
 from minicpm.cli.parser import Parser, UsageError, add_model
+from minicpm.cli.sampling import add_kv_type
 from minicpm.cli.terminal import dim, note, out, suggest, table
 from minicpm.engine.decoder import Decoder, available_processors
 from minicpm.engine.sizing import check_weights, free_memory, longest_context
@@ -54,6 +55,7 @@ def parser() -> Parser:
     verb.add_argument("--speculate", choices=("ngram", "off"), default="off",
                       help="also time replies with drafts against replies without (%(default)s)")  # fmt: skip
     verb.add_argument("--draft", metavar="MODEL", help="the same with drafts by this smaller model")
+    add_kv_type(verb)
     verb.add_argument("--json", action="store_true", help="as JSON")
     return verb
 
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     threads = options.threads or available_processors()
     peer = _peer(options.against, path, checkpoint, threads)
     works = _works(options, checkpoint)
-    decoder = _decoder(checkpoint, works, threads)
+    decoder = _decoder(checkpoint, works, threads, options.kv_type)
     machine, weight_bytes, speeds = Machine(threads), streamed_bytes(checkpoint.weights.entries), []
     for work in works:
         if sys.stderr.isatty():
@@ -86,7 +88,8 @@ def _gains(options: argparse.Namespace, path: Path, threads: int) -> list[Gain]:
     if options.draft is None and options.speculate == "off":
         return []
     draft = None if options.draft is None else resolve(options.draft)
-    return measure_gains(path, draft, "ngram" if draft is None else "draft", threads, options.rounds)
+    way: Literal["ngram", "draft"] = "ngram" if draft is None else "draft"
+    return measure_gains(path, draft, way, threads, options.rounds, options.kv_type)
 
 
 def _gains_as_text(gains: list[Gain]) -> str:
@@ -125,10 +128,10 @@ def _works(options: argparse.Namespace, checkpoint: Checkpoint) -> list[Work]:
     return list(dict.fromkeys(works))
 
 
-def _decoder(checkpoint: Checkpoint, works: list[Work], threads: int) -> Decoder:
+def _decoder(checkpoint: Checkpoint, works: list[Work], threads: int, kv_type: str | None) -> Decoder:
     check_weights(checkpoint.num_bytes, free_memory())
     num_blocks = max(blocks_for(work.context + work.num_tokens, work.batch) for work in works)
-    return Decoder(checkpoint.config, checkpoint.weights, num_threads=threads, num_blocks=num_blocks)
+    return Decoder(checkpoint.config, checkpoint.weights, num_threads=threads, num_blocks=num_blocks, kv_type=kv_type)
 
 
 def _facts(checkpoint: Checkpoint, decoder: Decoder, machine: Machine, speeds: list[Speed]) -> dict[str, Any]:

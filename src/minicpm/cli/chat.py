@@ -58,7 +58,13 @@ def run(options: argparse.Namespace) -> None:
         prompt = _read_input()
     import minicpm
 
-    model = minicpm.load(options.model, context_length=options.ctx, num_threads=options.threads, draft=options.draft)
+    model = minicpm.load(
+        options.model,
+        context_length=options.ctx,
+        num_threads=options.threads,
+        kv_type=options.kv_type,
+        draft=options.draft,
+    )
     kept = KeptPrompt(options.prompt_cache, model)
     if prompt is None:
         _converse(model, options.model, conversation, settings, kept)

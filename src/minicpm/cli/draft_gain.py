@@ -45,14 +45,14 @@ class Gain:
 
 
 def measure_gains(
-    path: Path, draft: Path | None, speculate: Literal["ngram", "draft"], threads: int, rounds: int
+    path: Path, draft: Path | None, speculate: Literal["ngram", "draft"], threads: int, rounds: int, kv_type: str | None
 ) -> list[Gain]:
     """Return the medians of `rounds` rounds, both ways taking turns.
 
     Raises:
         EngineError: the model's context does not hold the texts, or the draft model does not fit.
     """
-    with open_language_model(path, draft=draft, num_threads=threads, max_parallel=1) as model:
+    with open_language_model(path, draft=draft, num_threads=threads, max_parallel=1, kv_type=kv_type) as model:
         return [_measure(model, text, prompt, speculate, rounds) for text, prompt in PROMPTS.items()]
 
 

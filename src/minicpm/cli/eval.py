@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minicpm.cli.parser import Parser, UsageError
+from minicpm.cli.sampling import add_kv_type
 from minicpm.cli.terminal import note, out, suggest, table
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def parser() -> Parser:
     verb.add_argument("--dtype", help="bf16, fp16 or fp32, for torch:PATH")
     verb.add_argument("--ctx", type=int, metavar="N", help="context length of the engine")
     verb.add_argument("--threads", type=int, metavar="N", help="of the engine")
+    add_kv_type(verb)
     verb.add_argument("--out", type=Path, metavar="DIR", help="samples and results (default: eval/MODEL)")
     verb.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two folders of results, paired by rows"
@@ -143,7 +145,9 @@ def _open(options: argparse.Namespace) -> EvaluatedModel:
         raise UsageError("--dtype is for torch:PATH; the engine computes in the file's own types")
     from minicpm.eval.engine_model import EngineModel
 
-    return EngineModel(spec, minicpm.load(spec, context_length=options.ctx, num_threads=options.threads))
+    return EngineModel(
+        spec, minicpm.load(spec, context_length=options.ctx, num_threads=options.threads, kv_type=options.kv_type)
+    )
 
 
 def _table(scorings: list[Scoring]) -> str:

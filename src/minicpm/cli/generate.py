@@ -50,7 +50,13 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(f"--prompt-cache keeps one prompt, and there are {len(prompts)}; give one")
     import minicpm
 
-    model = minicpm.load(options.model, context_length=options.ctx, num_threads=options.threads, draft=options.draft)
+    model = minicpm.load(
+        options.model,
+        context_length=options.ctx,
+        num_threads=options.threads,
+        kv_type=options.kv_type,
+        draft=options.draft,
+    )
     kept = KeptPrompt(options.prompt_cache, model)
     if len(prompts) == 1 and not options.json:
         from minicpm.cli.reply import write_reply

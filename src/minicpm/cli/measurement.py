@@ -16,7 +16,7 @@ from minicpm import _native
 from minicpm.cli.energy import EnergyMeter
 from minicpm.cli.llama_bench import LlamaBench
 from minicpm.engine.decoder import Decoder
-from minicpm.engine.sizing import free_memory
+from minicpm.engine.sizing import free_memory, kv_value_bytes
 from minicpm.engine.speed import (
     PREFILL_ROWS,
     Stopwatch,
@@ -153,7 +153,7 @@ def _demand(work: Work, decoder: Decoder, weight_bytes: int) -> tuple[float, flo
     if work.phase == "prefill":
         num_steps = -(-work.num_tokens // PREFILL_ROWS)
         return float(num_steps * weight_bytes), prefill_operations(decoder.config, work.num_tokens)
-    middle, value_bytes = work.context + work.num_tokens / 2, 4 if decoder.cache_type == "f32" else 2
+    middle, value_bytes = work.context + work.num_tokens / 2, kv_value_bytes(decoder.config, decoder.kv_type)
     step = decode_bytes(weight_bytes, decoder.config, middle, work.batch, value_bytes)
     return work.num_tokens * step, work.num_tokens * decode_operations(decoder.config, work.batch)
 

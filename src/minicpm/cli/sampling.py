@@ -40,7 +40,18 @@ def add_sampling(parser: argparse.ArgumentParser, name_of_max_tokens: str = "max
     group.add_argument(
         "--draft", metavar="MODEL", help="guess them with this smaller model instead, which needs the same vocabulary"
     )
+    add_kv_type(group)
     group.add_argument("--ctx", type=int, metavar="N", help="context in tokens; default: what the model was trained on")
+
+
+def add_kv_type(parser: argparse._ActionsContainer) -> None:
+    """Add `--kv-type`."""
+    parser.add_argument(
+        "--kv-type",
+        metavar="TYPE",
+        help="how keys and values are kept: f16, bf16, f32, or q8, about half of f16's memory (default: f16, or f32 "
+        "for a model of float weights)",
+    )
 
 
 def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:

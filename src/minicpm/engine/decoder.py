@@ -45,8 +45,9 @@ class Decoder:
         num_blocks: blocks of the KV cache; memory is taken as they are first written.
         block_tokens: positions per block, a multiple of 32.
         kernel: a name of `features()["kernels"]`; default is the best one.
-        cache_type: how keys and values are kept, "f16", "bf16" or "f32"; default is f32 where the layers' weights are
-            floats, whose exactness half precision would spoil, and f16 where they are quantized.
+        kv_type: how keys and values are kept, "f16", "bf16", "f32", or "q8": bytes with one scale for each position and
+            head, about half of f16's memory; default is f32 where the layers' weights are floats, whose exactness half
+            precision would spoil, and f16 where they are quantized.
         num_positions: the longest sequence that will be run. Only the `dynamic` rope scaling looks at it; 0 lets it
             follow each sequence's length, as transformers does.
 
@@ -65,7 +66,7 @@ class Decoder:
         num_blocks: int,
         block_tokens: int = 32,
         kernel: str | None = None,
-        cache_type: str | None = None,
+        kv_type: str | None = None,
         num_positions: int = 0,
     ) -> None:
         self.config = config
@@ -77,10 +78,10 @@ class Decoder:
         self._frequencies = self._frequencies_for(num_positions)
         kernel = kernel or os.environ.get(KERNEL_VARIABLE, "")
         threads = available_processors() if num_threads is None else num_threads
-        self.cache_type = cache_type or default_cache_type(weights)
-        self.dtypes = _describe_dtypes(weights, self.cache_type)
+        self.kv_type = kv_type or default_kv_type(weights)
+        self.dtypes = _describe_dtypes(weights, self.kv_type)
         with _EngineErrors():
-            self._native = _native.Decoder(_shape(config), kernel, threads, num_blocks, block_tokens, self.cache_type)
+            self._native = _native.Decoder(_shape(config), kernel, threads, num_blocks, block_tokens, self.kv_type)
         self._load(weights)
 
     @property
@@ -153,7 +154,7 @@ class Decoder:
         config = self.config
         turns = zlib.crc32(self._frequencies.tobytes())
         shape = f"{config.num_hidden_layers}x{config.num_key_value_heads}x{config.head_dim}x{self.block_tokens}"
-        return f"{_LAYOUT_VERSION} {self.cache_type} {shape} {turns:08x}"
+        return f"{_LAYOUT_VERSION} {self.kv_type} {shape} {turns:08x}"
 
     @property
     def block_bytes(self) -> int:
@@ -224,18 +225,18 @@ class Decoder:
             return data
 
 
-def default_cache_type(weights: Mapping[str, Weight]) -> str:
+def default_kv_type(weights: Mapping[str, Weight]) -> str:
     """Return how keys and values are kept unless asked otherwise: exactly where the weights are exact."""
     first = weights.get("model.layers.0.self_attn.k_proj.weight")
     return "f32" if first is not None and first.block_type in ("F32", "F16", "BF16") else "f16"
 
 
-def _describe_dtypes(weights: Mapping[str, Weight], cache_type: str) -> str:
+def _describe_dtypes(weights: Mapping[str, Weight], kv_type: str) -> str:
     """Return one line about what the file holds and what is computed in what, so that no dtype is silent."""
     first = weights.get("model.layers.0.self_attn.k_proj.weight")
     held = first.block_type if first is not None else "F32"
     inputs = "fp32" if held in ("F32", "F16", "BF16") else "16-bit integers"
-    return f"file {held.lower()}, activations {inputs}, KV cache {cache_type}, rope/norm/softmax/logits fp32"
+    return f"file {held.lower()}, activations {inputs}, KV cache {kv_type}, rope/norm/softmax/logits fp32"
 
 
 def available_processors() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from minicpm.architecture import ModelConfig
-from minicpm.engine.decoder import Decoder, default_cache_type
+from minicpm.engine.decoder import Decoder, default_kv_type
 from minicpm.engine.sizing import check_weights, free_memory, longest_context, plan_cache
 from minicpm.engine.speculation_draft import DraftModel
 from minicpm.errors import EngineError
@@ -38,14 +38,14 @@ def open_draft_model(
     _check_vocabulary(checkpoint, config, tokenizer)
     free_bytes = free_memory()
     check_weights(checkpoint.num_bytes, free_bytes)
-    cache_type = default_cache_type(weights)
+    kv_type = default_kv_type(weights)
     size = plan_cache(
         config,
         context_length=min(context_length, longest_context(config)),
         max_parallel=max_parallel,
         kv_cache_tokens=None,
         block_tokens=block_tokens,
-        bytes_per_value=4 if cache_type == "f32" else 2,
+        kv_type=kv_type,
         free_bytes=free_bytes - checkpoint.num_bytes,
     )
     num_slots = max(1, min(max_parallel, size.num_blocks // -(-size.context_length // block_tokens)))
@@ -55,7 +55,7 @@ def open_draft_model(
         num_threads=num_threads,
         num_blocks=num_slots * -(-size.context_length // block_tokens),
         block_tokens=block_tokens,
-        cache_type=cache_type,
+        kv_type=kv_type,
         num_positions=size.context_length,
     )
     return DraftModel(

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from minicpm import _native
 from minicpm.architecture import ModelConfig
-from minicpm.engine.decoder import Decoder, default_cache_type
+from minicpm.engine.decoder import Decoder, default_kv_type
 from minicpm.engine.engine import Engine
 from minicpm.engine.language_model import LanguageModel
 from minicpm.engine.scheduler import Limits
@@ -39,12 +39,12 @@ def open_language_model(
     max_parallel: int = 16,
     kv_cache_tokens: int | None = None,
     kernel: str | None = None,
-    cache_type: str | None = None,
+    kv_type: str | None = None,
     draft: str | os.PathLike[str] | None = None,
 ) -> LanguageModel:
     """Return the model at `path`, its weights repacked and its cache sized; see `minicpm.load`.
 
-    `kernel` and `cache_type` are those of `Decoder`; `draft` is the path of a smaller model that writes ahead.
+    `kernel` and `kv_type` are those of `Decoder`; `draft` is the path of a smaller model that writes ahead.
 
     Raises:
         FormatError: no model there, or a broken one.
@@ -57,14 +57,14 @@ def open_language_model(
     tokenizer_soon = _Soon(lambda: _open_tokenizer(checkpoint))
     config, weights, free_bytes = checkpoint.config, checkpoint.weights, free_memory()
     check_weights(checkpoint.num_bytes, free_bytes)
-    cache_type = cache_type or default_cache_type(weights)
+    kv_type = kv_type or default_kv_type(weights)
     size = plan_cache(
         config,
         context_length=context_length,
         max_parallel=max_parallel,
         kv_cache_tokens=kv_cache_tokens,
         block_tokens=BLOCK_TOKENS,
-        bytes_per_value=4 if cache_type == "f32" else 2,
+        kv_type=kv_type,
         free_bytes=free_bytes - checkpoint.num_bytes,
     )
     decoder = Decoder(
@@ -74,7 +74,7 @@ def open_language_model(
         num_blocks=size.num_blocks,
         block_tokens=BLOCK_TOKENS,
         kernel=kernel,
-        cache_type=cache_type,
+        kv_type=kv_type,
         num_positions=size.context_length,
     )
     tokenizer = _fitting(tokenizer_soon.get(), config.vocab_size, path)

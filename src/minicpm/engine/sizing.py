@@ -12,6 +12,8 @@ from minicpm.errors import EngineError
 # What a person does not ask for leaves half of the free memory to others.
 _DEFAULT_SHARE = 0.5
 _SMALLEST_DEFAULT_CONTEXT = 512
+# How keys and values may be kept: the bytes of one value, and of the scale that a head's values of one position share.
+_KV_TYPES = {"f16": (2, 0), "bf16": (2, 0), "f32": (4, 0), "q8": (1, 4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ def plan_cache(
     max_parallel: int,
     kv_cache_tokens: int | None,
     block_tokens: int,
-    bytes_per_value: int,
+    kv_type: str,
     free_bytes: int,
 ) -> CacheSize:
     """Return the sizes asked for, or the largest useful ones that fit.
@@ -40,7 +42,7 @@ def plan_cache(
         max_parallel: sequences that run at once; the cache holds a whole context of each, or as many as fit.
         kv_cache_tokens: the tokens of all sequences together, when the person knows better.
         block_tokens: positions per block.
-        bytes_per_value: of the cache.
+        kv_type: how keys and values are kept, as in `Decoder`.
         free_bytes: what memory is left once the weights are loaded.
 
     Raises:
@@ -51,9 +53,7 @@ def plan_cache(
         raise EngineError(f"context_length must be 1 to {longest}, what the model was made for, got {context_length}")
     if max_parallel < 1:
         raise EngineError(f"max_parallel must be at least 1, got {max_parallel}")
-    # The decoder keeps each head at a multiple of 16 values.
-    head_values = -(-config.head_dim // 16) * 16
-    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_values * bytes_per_value
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_bytes(config, kv_type)
     default_tokens = int(max(free_bytes, 0) * _DEFAULT_SHARE) // token_bytes
     if context_length is None:
         context_length = min(config.max_position_embeddings, kv_cache_tokens or default_tokens)
@@ -74,6 +74,23 @@ def plan_cache(
             "give a smaller context_length or kv_cache_tokens"
         )
     return CacheSize(context_length, num_blocks)
+
+
+def kv_value_bytes(config: ModelConfig, kv_type: str) -> float:
+    """Return the bytes that a key's or value's number takes in the cache, with its share of padding and of a scale.
+
+    Raises:
+        EngineError: an unknown `kv_type`.
+    """
+    return _head_bytes(config, kv_type) / config.head_dim
+
+
+def _head_bytes(config: ModelConfig, kv_type: str) -> int:
+    if kv_type not in _KV_TYPES:
+        raise EngineError(f"kv_type {kv_type!r} is unknown; known: {', '.join(_KV_TYPES)}")
+    value_bytes, scale_bytes = _KV_TYPES[kv_type]
+    # The decoder keeps each head at a multiple of 16 values.
+    return -(-config.head_dim // 16) * 16 * value_bytes + scale_bytes
 
 
 def longest_context(config: ModelConfig) -> int:

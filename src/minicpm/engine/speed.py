@@ -31,7 +31,9 @@ def streamed_bytes(entries: Mapping[str, WeightEntry]) -> int:
     return sum(entry.num_bytes for name, entry in entries.items() if name != unread)
 
 
-def decode_bytes(weight_bytes: int, config: ModelConfig, context: float, batch: int = 1, value_bytes: int = 2) -> float:
+def decode_bytes(
+    weight_bytes: int, config: ModelConfig, context: float, batch: int = 1, value_bytes: float = 2
+) -> float:
     """Return the bytes that one step of `batch` tokens must read: every weight once, and the keys and values.
 
     Args:

@@ -74,7 +74,7 @@ BAD_SETTINGS = {
     "no threads": ({"num_threads": 0}, "num_threads"),
     "no blocks": ({"num_blocks": 0}, "num_blocks"),
     "blocks of odd size": ({"block_tokens": 33}, "multiple of 32"),
-    "an unknown cache type": ({"cache_type": "q4"}, "cache type 'q4'"),
+    "an unknown KV type": ({"kv_type": "q4"}, "kv_type 'q4'.*q8"),
     "a cache beyond any memory": ({"num_blocks": 2**31 - 1, "block_tokens": 2**20}, "not enough memory"),
 }
 

@@ -73,6 +73,17 @@ def test_a_text_is_a_path_too_and_settings_are_kept(path: Path) -> None:
             model.generate("x" * 200)
 
 
+@pytest.mark.parametrize(("kv_type", "head_bytes"), [("f32", 64), ("f16", 32), ("q8", 20)])
+def test_the_kv_type_decides_what_the_cache_takes(
+    path: Path, tiny_config: ModelConfig, kv_type: str, head_bytes: int
+) -> None:
+    tokens = 5 * 32
+    with minicpm.load(path, context_length=100, kv_cache_tokens=tokens, kv_type=kv_type) as model:
+        heads = 2 * tiny_config.num_hidden_layers * tiny_config.num_key_value_heads
+        assert model.engine.prefixes.block_bytes * 5 == tokens * heads * head_bytes
+        assert f"KV cache {kv_type}" in model.dtypes
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -80,6 +91,7 @@ def test_a_text_is_a_path_too_and_settings_are_kept(path: Path) -> None:
         ({"context_length": 1_000_000}, "1 to 512, .* got 1000000"),
         ({"num_threads": -3}, "num_threads must be 1 to 1024, got -3"),
         ({"max_parallel": 0}, "max_parallel must be at least 1, got 0"),
+        ({"kv_type": "q4"}, "kv_type 'q4' is unknown; known: f16, bf16, f32, q8"),
         ({"kv_cache_tokens": 100}, "at least the context of 512"),
         ({"kv_cache_tokens": 10**13}, "takes .* MB and .* MB are left"),
     ],

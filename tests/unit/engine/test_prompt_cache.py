@@ -48,9 +48,12 @@ def path(make_model: Make, tmp_path: Path) -> Path:
     return tmp_path / "prompt.cache"
 
 
-def test_a_prompt_from_the_file_is_one_computed(make_model: Make, path: Path) -> None:
-    (computed,) = make_model().generate([PROMPT], **GREEDY)
-    model = make_model()
+@pytest.mark.parametrize("kv_type", ["f32", "q8"])
+def test_a_prompt_from_the_file_is_one_computed(make_model: Make, tmp_path: Path, kv_type: str) -> None:
+    writer, path = make_model(kv_type=kv_type), tmp_path / "prompt.cache"
+    (computed,) = writer.generate([PROMPT], **GREEDY)
+    assert writer.save_prompt_cache(path, PROMPT) == 96
+    model = make_model(kv_type=kv_type)
     assert model.load_prompt_cache(path) == PROMPT[:96]
     (found,) = model.generate([PROMPT], **GREEDY)
     assert (computed.num_cached_tokens, found.num_cached_tokens) == (0, 96)
@@ -101,7 +104,7 @@ def test_files_of_others_are_refused(make_model: Make, path: Path) -> None:
     with pytest.raises(CheckpointError, match="of another model; the prompt must be computed anew"):
         make_model(seed=1).load_prompt_cache(path)
     with pytest.raises(CheckpointError, match="of another KV cache"):
-        make_model(cache_type="f16").load_prompt_cache(path)
+        make_model(kv_type="f16").load_prompt_cache(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"Dear diary, ...", b'{"a": 1}', b"\x40" + bytes(7) + b"{" + bytes(80)])

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from minicpm.architecture import ModelConfig, RopeScaling
-from minicpm.engine.sizing import CacheSize, check_weights, free_memory, longest_context, plan_cache
+from minicpm.engine.sizing import (
+    CacheSize,
+    check_weights,
+    free_memory,
+    kv_value_bytes,
+    longest_context,
+    plan_cache,
+)
 from minicpm.errors import EngineError
 
 # 5 layers × 2 × 2 heads × 16 values × 2 bytes.
@@ -17,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "max_parallel": 4,
     "kv_cache_tokens": None,
     "block_tokens": 32,
-    "bytes_per_value": 2,
+    "kv_type": "f16",
     "free_bytes": 10**9,
 }
 
@@ -71,6 +78,19 @@ def test_dynamic_scaling_reaches_further(tiny_config: ModelConfig) -> None:
 def test_heads_are_kept_at_multiples_of_16_values(tiny_config: ModelConfig) -> None:
     config = tiny_config.replace(head_dim=20, max_position_embeddings=131072)
     assert plan(config, free_bytes=2 * 1000 * 2 * TOKEN_BYTES).context_length == 1000
+
+
+def test_kv_types_take_what_they_say(tiny_config: ModelConfig) -> None:
+    config = tiny_config.replace(max_position_embeddings=131072)
+    # Per head: 16 values of 4 bytes; of 1 byte and a scale of 4.
+    for kv_type, head_bytes in (("bf16", 32), ("f32", 64), ("q8", 20)):
+        assert kv_value_bytes(config, kv_type) == head_bytes / 16
+        free_bytes = 2 * 6400 * TOKEN_BYTES * head_bytes // 32
+        assert plan(config, kv_type=kv_type, free_bytes=free_bytes) == CacheSize(6400, 200)
+    # Padding counts: 20 values are kept as 32.
+    assert kv_value_bytes(config.replace(head_dim=20), "q8") == 36 / 20
+    with pytest.raises(EngineError, match="kv_type 'q4' is unknown; known: f16, bf16, f32, q8"):
+        plan(config, kv_type="q4")
 
 
 def test_settings_out_of_range(tiny_config: ModelConfig) -> None:
