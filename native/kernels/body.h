@@ -10,6 +10,10 @@ template <class V>
 struct Body {
     using F = typename V::F;
     static constexpr int W = V::kLanes;
+    // How far ahead of its use a weight is asked for, in bytes.
+    static constexpr size_t kAhead = 2048;
+    // Prepared rows that are taken through the tiles at a time.
+    static constexpr size_t kPortionBytes = size_t{256} << 10;
 
     // ---- element-wise ----------------------------------------------------------------------------------------------
 
@@ -405,9 +409,4 @@ struct Body {
                 return multiply_packed<Packing::kS8Super16>(w, tile_begin, tile_end, x, y);
         }
     }
-
-  private:
-    // How far ahead of its use a weight is asked for, in bytes.
-    static constexpr size_t kAhead = 2048;
-    static constexpr size_t kPortionBytes = size_t{256} << 10;
 };

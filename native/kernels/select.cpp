@@ -8,6 +8,7 @@ extern const Kernels kPortableKernels;
 #ifdef MINICPM_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAmxKernels;
 #endif
 #ifdef MINICPM_ARM64
 extern const Kernels kNeonKernels;
@@ -22,6 +23,7 @@ struct Available {
     Available() {
         int n = 0;
 #ifdef MINICPM_X86
+        if (kAmxKernels.runs_here()) tables[n++] = &kAmxKernels;
         if (kAvx512Kernels.runs_here()) tables[n++] = &kAvx512Kernels;
         if (kAvx2Kernels.runs_here()) tables[n++] = &kAvx2Kernels;
 #endif
