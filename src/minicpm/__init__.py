@@ -37,6 +37,8 @@ def load(
     kv_cache_tokens: int | None = None,
     kv_type: str | None = None,
     draft: str | os.PathLike[str] | None = None,
+    max_waiting: int = 1024,
+    max_waiting_tokens: int = 1 << 20,
 ) -> LanguageModel:
     """Return a model, ready to `chat`, `stream`, `generate`, and tell its `logprobs`.
 
@@ -52,6 +54,8 @@ def load(
             memory; None is f32 for a model of float weights and f16 for a quantized one.
         draft: a smaller model with the same vocabulary, named like the first, that writes ahead: replies stay the same
             and come sooner where it is right often enough.
+        max_waiting: requests that wait at most while `max_parallel` run; more are refused.
+        max_waiting_tokens: tokens of all of them.
 
     Raises:
         HubError: nothing is called so, or it cannot be fetched.
@@ -70,6 +74,8 @@ def load(
         kv_cache_tokens=kv_cache_tokens,
         kv_type=kv_type,
         draft=None if draft is None else resolve(os.fspath(draft)),
+        max_waiting=max_waiting,
+        max_waiting_tokens=max_waiting_tokens,
     )
 
 

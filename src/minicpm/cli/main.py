@@ -16,6 +16,7 @@ from minicpm.errors import MiniCPMError
 VERBS = {
     "chat": "talk with a model, or ask one question",
     "generate": "continue texts, as they are",
+    "serve": "serve a model under OpenAI's API, with a chat page",
     "pull": "fetch a model into the cache",
     "models": "list the models of the cache",
     "show": "say what is in a model file",

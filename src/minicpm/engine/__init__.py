@@ -11,10 +11,12 @@ from minicpm.engine.language_model import LanguageModel
 from minicpm.engine.runner import TextStream
 from minicpm.engine.sampling import Sampler
 from minicpm.engine.scheduler import Limits, QueueFullError
-from minicpm.engine.sequence import Request, Sequence, TokenLogprob
+from minicpm.engine.sequence import Constraint, ContextLengthError, Request, Sequence, TokenLogprob
 
 __all__ = [
     "Completion",
+    "Constraint",
+    "ContextLengthError",
     "Engine",
     "Event",
     "LanguageModel",

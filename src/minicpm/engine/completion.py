@@ -15,7 +15,8 @@ class Completion:
     Attributes:
         text: without end tokens and stop texts.
         token_ids: every token that was chosen, a last end token included.
-        finish_reason: "stop" (end token or stop text), "length" (a limit of tokens), "cancelled", or None: unfinished.
+        finish_reason: "stop" (end token or stop text), "length" (a limit of tokens), "cancelled", "failed", or None:
+            unfinished.
         num_prompt_tokens: tokens of the prompt, bos and template included.
         num_cached_tokens: how many of those were taken from the cache instead of computed.
         num_drafted_tokens: tokens of the reply that were guessed and computed ahead.

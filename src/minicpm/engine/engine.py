@@ -19,15 +19,15 @@ from minicpm.engine.batch import Batch, StepDecoder, build_batch
 from minicpm.engine.cache import BlockPool
 from minicpm.engine.events import Event, Load
 from minicpm.engine.interrupts import InterruptShield
-from minicpm.engine.outputs import Floats, read_hidden, score_prompt, token_logprob
+from minicpm.engine.outputs import Floats, choose_next, read_hidden, score_prompt
 from minicpm.engine.prefixes import Prefixes
-from minicpm.engine.sampling import choose_token, log_softmax
+from minicpm.engine.sampling import log_softmax
 from minicpm.engine.scheduler import Chunk, Limits, Scheduler
 from minicpm.engine.sequence import Request, Sequence, count_new_tokens
 from minicpm.engine.speculation import Speculator
 from minicpm.engine.speculation_draft import DraftModel
 from minicpm.engine.stopping import Ending, FinishReason
-from minicpm.errors import EngineError
+from minicpm.errors import EngineError, MiniCPMError
 
 if TYPE_CHECKING:
     from minicpm.tokenizer import Tokenizer
@@ -138,6 +138,7 @@ class Engine:
             return Load(
                 num_running=len(scheduler.running),
                 num_waiting=len(scheduler.waiting),
+                num_waiting_tokens=scheduler.num_waiting_tokens,
                 num_blocks=pool.num_blocks,
                 num_held_blocks=pool.num_held,
                 num_kept_blocks=pool.num_kept,
@@ -238,7 +239,12 @@ class Engine:
             elif sequence.request.prompt_logprobs is not None:
                 score_prompt(sequence, rows[: len(rows) - len(chunk.drafts)], self.tokenizer)
             if is_read:
-                self._take_tokens(sequence, rows[-1 - len(chunk.drafts) :], chunk)
+                try:
+                    self._take_tokens(sequence, rows[-1 - len(chunk.drafts) :], chunk)
+                except MiniCPMError as error:
+                    sequence.error = error
+                    self._events.append(Event(sequence, finish_reason="failed"))
+                    self._finish(sequence, "failed")
             else:
                 self._advance(sequence, chunk.num_tokens)
 
@@ -255,26 +261,18 @@ class Engine:
             self._scheduler.trim(sequence)
 
     def _take_token(self, sequence: Sequence, logits: Floats, num_computed: int) -> None:
-        request = sequence.request
-        if request.wants_distribution and sequence.distribution is None:
+        if sequence.request.wants_distribution and sequence.distribution is None:
             sequence.distribution = log_softmax(logits)
         if sequence.max_new_tokens == 0:
             self._events.append(Event(sequence, finish_reason="length"))
             self._finish(sequence, "length", num_computed)
             return
-        choosable = logits[: self._vocab_size]
-        token_id = choose_token(choosable, request.sampler, sequence.occurrences, sequence.generator)
-        logprob = None
-        if request.logprobs is not None:
-            logprob = token_logprob(logits, token_id, request.logprobs, self.tokenizer)
-            sequence.logprobs.append(logprob)
+        token_id, is_complete, logprob = choose_next(sequence, logits, self._vocab_size, self.tokenizer)
         self._advance(sequence, num_computed)
         sequence.token_ids.append(token_id)
-        if sequence.occurrences is not None:
-            sequence.occurrences.add(token_id)
         if sequence.timings.first_token is None:
             sequence.timings.first_token = time.perf_counter()
-        text, finish_reason = sequence.ending.push(token_id)
+        text, finish_reason = sequence.ending.push(token_id, is_complete=is_complete)
         sequence.pieces.append(text)
         self._events.append(Event(sequence, token_id, text, logprob, finish_reason))
         if finish_reason is not None:

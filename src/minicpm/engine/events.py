@@ -25,6 +25,7 @@ class Load:
 
     num_running: int
     num_waiting: int
+    num_waiting_tokens: int
     num_blocks: int
     num_held_blocks: int
     num_kept_blocks: int

@@ -27,8 +27,6 @@ Floats = npt.NDArray[np.float32]
 Message = Mapping[str, str]
 Prompt = str | Sequence[int]
 
-# MiniCPM's turns are marked by plain text, which a model may go on to write itself.
-_TURN_MARKS = ("<用户>", "<AI>")
 _DEFAULT_NEW_TOKENS = 256
 
 
@@ -64,7 +62,7 @@ class LanguageModel:
         self.config: ModelConfig = engine.config
         self.context_length = engine.context_length
         self._runner = Runner(engine)
-        self._end_ids = tokenizer.eos_ids | frozenset(engine.config.eos_token_id)
+        self.end_ids = tokenizer.eos_ids | frozenset(engine.config.eos_token_id)
 
     @property
     def engine(self) -> Engine:
@@ -120,9 +118,8 @@ class LanguageModel:
             messages = [m for i, m in enumerate(messages) if i or m.get("role") != "system"]
             messages.insert(0, {"role": "system", "content": system})
         messages.append({"role": role, "content": message})
-        stops = _TURN_MARKS if _TURN_MARKS[0] in self.tokenizer.chat_template.source else ()
-        prompt = self.tokenizer.apply_chat(messages)
-        return TextStream(self._runner, build_request(prompt, settings, end_ids=self._end_ids, stops=stops), messages)
+        prompt, stops = self.tokenizer.apply_chat(messages), self.tokenizer.turn_marks
+        return TextStream(self._runner, build_request(prompt, settings, end_ids=self.end_ids, stops=stops), messages)
 
     # ------------------------------------------------------------------ plain text
 
@@ -153,7 +150,7 @@ class LanguageModel:
 
     def _continuation(self, prompt: Prompt, settings: Settings) -> Request:
         defaults: Settings = {"max_new_tokens": _DEFAULT_NEW_TOKENS}
-        return build_request(self.encode_prompt(prompt), {**defaults, **settings}, end_ids=self._end_ids)
+        return build_request(self.encode_prompt(prompt), {**defaults, **settings}, end_ids=self.end_ids)
 
     # ------------------------------------------------------------------ numbers
 

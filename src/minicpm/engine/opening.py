@@ -41,6 +41,8 @@ def open_language_model(
     kernel: str | None = None,
     kv_type: str | None = None,
     draft: str | os.PathLike[str] | None = None,
+    max_waiting: int = 1024,
+    max_waiting_tokens: int = 1 << 20,
 ) -> LanguageModel:
     """Return the model at `path`, its weights repacked and its cache sized; see `minicpm.load`.
 
@@ -53,10 +55,8 @@ def open_language_model(
     """
     _check_threads(num_threads)
     checkpoint = open_checkpoint(path)
-    # Both take long for a large vocabulary, and both leave the interpreter to others meanwhile.
     tokenizer_soon = _Soon(lambda: _open_tokenizer(checkpoint))
-    config, weights, free_bytes = checkpoint.config, checkpoint.weights, free_memory()
-    check_weights(checkpoint.num_bytes, free_bytes)
+    config, weights = checkpoint.config, checkpoint.weights
     kv_type = kv_type or default_kv_type(weights)
     size = plan_cache(
         config,
@@ -65,7 +65,7 @@ def open_language_model(
         kv_cache_tokens=kv_cache_tokens,
         block_tokens=BLOCK_TOKENS,
         kv_type=kv_type,
-        free_bytes=free_bytes - checkpoint.num_bytes,
+        free_bytes=_room_beside(checkpoint),
     )
     decoder = Decoder(
         config,
@@ -84,12 +84,19 @@ def open_language_model(
         num_blocks=size.num_blocks,
         block_tokens=BLOCK_TOKENS,
         context_length=size.context_length,
-        limits=_limits(max_parallel, config.vocab_size),
+        limits=_limits(config.vocab_size, max_parallel, max_waiting, max_waiting_tokens),
         tokenizer=tokenizer,
         draft=_open_draft(draft, tokenizer, size.context_length, max_parallel, num_threads),
     )
     _give_back(weights)
     return LanguageModel(engine, tokenizer, dtypes=decoder.dtypes, fingerprint=lambda: _fingerprint(config, weights))
+
+
+def _room_beside(checkpoint: Checkpoint) -> int:
+    """Return the bytes that are free once the weights are loaded."""
+    free_bytes = free_memory()
+    check_weights(checkpoint.num_bytes, free_bytes)
+    return free_bytes - checkpoint.num_bytes
 
 
 def _check_threads(num_threads: int | None) -> None:
@@ -103,8 +110,13 @@ def _give_back(weights: Mapping[str, Weight]) -> None:
     _native.trim_heap()
 
 
-def _limits(max_parallel: int, vocab_size: int) -> Limits:
-    return Limits(max_parallel=max_parallel, max_output_rows=max(1, _MAX_LOGIT_BYTES // (4 * vocab_size)))
+def _limits(vocab_size: int, max_parallel: int, max_waiting: int, max_waiting_tokens: int) -> Limits:
+    return Limits(
+        max_parallel=max_parallel,
+        max_output_rows=max(1, _MAX_LOGIT_BYTES // (4 * vocab_size)),
+        max_waiting=max_waiting,
+        max_waiting_tokens=max_waiting_tokens,
+    )
 
 
 def _open_draft(
@@ -147,7 +159,10 @@ def _open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 class _Soon(Generic[T]):
-    """A value that another thread computes meanwhile."""
+    """A value that another thread computes meanwhile.
+
+    A tokenizer takes as long as weights where the vocabulary is large, and both leave the interpreter to others.
+    """
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute

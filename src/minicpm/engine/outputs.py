@@ -1,4 +1,4 @@
-"""What is read off a step's rows besides the next token: log-probabilities and pooled hidden states."""
+"""What is read off a step's rows: the next token, log-probabilities and pooled hidden states."""
 
 from __future__ import annotations
 
@@ -7,13 +7,35 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.sampling import log_softmax, top_tokens
+from minicpm.engine.sampling import choose_token, log_softmax, top_tokens
 from minicpm.engine.sequence import Sequence, TokenLogprob
 
 if TYPE_CHECKING:
     from minicpm.tokenizer import Tokenizer
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+def choose_next(
+    sequence: Sequence, logits: Floats, vocab_size: int, tokenizer: Tokenizer | None
+) -> tuple[int, bool, TokenLogprob | None]:
+    """Return the next token after logits (V,), whether nothing can follow it, and its record where one is wanted.
+
+    Raises:
+        EngineError: the logits are not numbers, or the constraint is too costly.
+    """
+    request, choosable, is_complete, record = sequence.request, logits[:vocab_size], False, None
+    if sequence.constraint is not None:
+        choosable = np.where(sequence.constraint.allowed(), choosable, np.float32(-np.inf))
+    token_id = choose_token(choosable, request.sampler, sequence.occurrences, sequence.generator)
+    if sequence.constraint is not None and not sequence.ending.is_end(token_id):
+        is_complete = sequence.constraint.accept(token_id)
+    if request.logprobs is not None:
+        record = token_logprob(logits, token_id, request.logprobs, tokenizer)
+        sequence.logprobs.append(record)
+    if sequence.occurrences is not None:
+        sequence.occurrences.add(token_id)
+    return token_id, is_complete, record
 
 
 def token_logprob(logits: Floats, token_id: int, num_top: int, tokenizer: Tokenizer | None) -> TokenLogprob:

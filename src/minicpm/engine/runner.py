@@ -46,7 +46,9 @@ class Runner:
         """Return the next event of a started `sequence`; None after its last."""
         while (inbox := self._inboxes.get(sequence)) is not None:
             if inbox:
-                return inbox.popleft()
+                event = inbox.popleft()
+                _raise_failure(event.sequence)
+                return event
             if not self._step(sequence) and not inbox:
                 self._inboxes.pop(sequence, None)
         if self._engine is None:
@@ -62,13 +64,11 @@ class Runner:
         try:
             for request in requests:
                 if len(sequences) - num_done >= window:
-                    while self._step(sequences[num_done]):
-                        pass
+                    self._finish(sequences[num_done])
                     num_done += 1
                 sequences.append(engine.add(request))
             for sequence in sequences[num_done:]:
-                while self._step(sequence):
-                    pass
+                self._finish(sequence)
         finally:
             for sequence in sequences[num_done:]:
                 engine.cancel(sequence)
@@ -92,6 +92,11 @@ class Runner:
             self.cancel(sequence)
         self._engine = None
 
+    def _finish(self, sequence: Sequence) -> None:
+        while self._step(sequence):
+            pass
+        _raise_failure(sequence)
+
     def _step(self, sequence: Sequence) -> bool:
         """Run a step, or wait while another thread runs one; False, and nothing, when `sequence` has all its events."""
         engine = self.engine
@@ -114,6 +119,11 @@ class Runner:
                     self._is_stepping = False
                     self._stepped.notify_all()
         return True
+
+
+def _raise_failure(sequence: Sequence) -> None:
+    if sequence.error is not None:
+        raise sequence.error
 
 
 class TextStream(Iterator[str]):

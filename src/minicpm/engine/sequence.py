@@ -6,10 +6,11 @@ Left out: which sequence runs when (`scheduler.py`) and how a token is chosen (`
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,31 @@ from minicpm.engine.cache import BlockPool, Digest, chain_digest
 from minicpm.engine.sampling import Occurrences, Sampler
 from minicpm.engine.speculation_ngram import Lookup
 from minicpm.engine.stopping import Ending, FinishReason
-from minicpm.errors import EngineError
+from minicpm.errors import EngineError, MiniCPMError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Pooling = Literal["mean", "last"]
 Speculation = Literal["ngram", "draft", "off"]
+
+
+class ContextLengthError(EngineError):
+    """A prompt is longer than the context."""
+
+
+class Constraint(Protocol):
+    """The language that one reply must belong to, and how much of it has come."""
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """The tokens that may come next, one truth value per id of the tokenizer; at least one is true.
+
+        Raises:
+            EngineError: that takes too long to find out; the reply fails.
+        """
+        ...
+
+    def accept(self, token_id: int) -> bool:
+        """Go on to the state after an allowed token that is no end token; whether the reply is complete then."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,7 @@ class Request:
         pooling: None, or how the final hidden states of the prompt become one vector; nothing is generated then.
         speculate: where drafts of the next tokens come from, which change the pace and nothing else; None is the
             engine's choice: its draft model, if it has one, else "ngram".
+        constraint: makes what restricts the tokens of one reply; None lets every token come.
     """
 
     prompt: Items[int]
@@ -56,6 +78,7 @@ class Request:
     wants_distribution: bool = False
     pooling: Pooling | None = None
     speculate: Speculation | None = None
+    constraint: Callable[[], Constraint] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -112,10 +135,13 @@ class Sequence:
         self.max_new_tokens = max_new_tokens
         self.generator = request.sampler.generator()
         self.occurrences = Occurrences(vocab_size, request.prompt) if request.sampler.has_penalties else None
+        self.constraint = request.constraint() if request.constraint else None
         self.token_ids = list(request.prompt)
         self.num_prompt_tokens = len(self.token_ids)
         self.pieces: list[str] = []
         self.finish_reason: FinishReason | None = None
+        # Why it is "failed"; the others of the same step go on.
+        self.error: MiniCPMError | None = None
         # Positions whose keys and values are in the cache, and the blocks that hold them.
         self.num_computed = 0
         self.blocks: list[int] = []
@@ -235,7 +261,7 @@ def count_new_tokens(request: Request, context_length: int, vocab_size: int) -> 
     wants_reply = request.pooling is None and request.max_new_tokens != 0
     if num_prompt + wants_reply > context_length:
         room = " and leaves no room for a reply" if num_prompt == context_length else ""
-        raise EngineError(
+        raise ContextLengthError(
             f"the prompt has {num_prompt} tokens{room}; the context holds {context_length}: shorten the prompt, or "
             "load the model with a longer context_length"
         )

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from minicpm.errors import ConfigError
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
 
 class Detokenizer(Protocol):
@@ -101,12 +101,21 @@ class Ending:
         self._stops = StopTexts(stops)
         self._num_left = max_new_tokens
 
-    def push(self, token_id: int) -> tuple[str, FinishReason | None]:
-        """Return the text that may be shown with this token, and why the reply ends here, None if it goes on."""
+    def is_end(self, token_id: int) -> bool:
+        """Whether this token ends the reply."""
+        return token_id in self._end_ids
+
+    def push(self, token_id: int, *, is_complete: bool = False) -> tuple[str, FinishReason | None]:
+        """Return the text that may be shown with this token, and why the reply ends here, None if it goes on.
+
+        With `is_complete` nothing can follow, and it ends as if an end token had come.
+        """
         self._num_left -= 1
-        if token_id in self._end_ids:
+        if self.is_end(token_id):
             return self._finish("", "stop")
         text = self._detokenizer.push(token_id) if self._detokenizer else ""
+        if is_complete:
+            return self._finish(text, "stop")
         if self._num_left <= 0:
             return self._finish(text, "length")
         text, is_stopped = self._stops.push(text)

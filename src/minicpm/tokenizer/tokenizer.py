@@ -31,6 +31,9 @@ class ChatOptions(TypedDict, total=False):
     variables: Mapping[str, Any] | None
 
 
+# MiniCPM's turns are marked by plain text, which a model may go on to write itself.
+_TURN_MARKS = ("<用户>", "<AI>")
+
 TemplateSource = str | Mapping[str, str] | None
 
 
@@ -169,6 +172,11 @@ class Tokenizer(TokenCodec):
             token_id = getattr(self.vocabulary, f"{name}_id")
             texts[f"{name}_token"] = "" if token_id is None else self.vocabulary.pieces[token_id]
         return ChatTemplate(self._template_source or default_template(self.vocabulary), texts)
+
+    @property
+    def turn_marks(self) -> tuple[str, ...]:
+        """Plain texts that begin a turn, where a reply must end; empty where control tokens mark turns."""
+        return _TURN_MARKS if _TURN_MARKS[0] in self.chat_template.source else ()
 
     def apply_chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> list[int]:
         """The ids of a conversation, with exactly one bos where the model wants one.

@@ -103,7 +103,7 @@ def forced(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, text: str, *, 
     def choose(*arguments: Any) -> int:
         return script.pop(0) if script else 50
 
-    monkeypatch.setattr("minicpm.engine.engine.choose_token", choose)
+    monkeypatch.setattr("minicpm.engine.outputs.choose_token", choose)
 
 
 @pytest.mark.parametrize("mark", ["<用户>", "<AI>"])

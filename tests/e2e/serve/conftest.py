@@ -1,0 +1,86 @@
+"""A real server process on this machine, and what talks to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx2 as httpx
+import pytest
+
+
+@dataclass
+class Server:
+    """A server process and a client of it."""
+
+    process: subprocess.Popen[str]
+    url: str
+    client: httpx.Client
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return self.client.post(path, json=body, **options)
+
+    def chat(self, text: str, **fields: Any) -> httpx.Response:
+        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **fields})
+
+    def gauge(self, name: str) -> float:
+        found = re.search(rf"^minicpm_{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+    def wait_until_idle(self, seconds: float = 10) -> None:
+        """Return once nothing runs, waits or holds a block."""
+        deadline = time.monotonic() + seconds
+        names = ("requests_running", "requests_waiting", "tokens_waiting", "kv_blocks_held")
+        while any(left := [self.gauge(name) for name in names]):
+            assert time.monotonic() < deadline, f"still there: {dict(zip(names, left, strict=True))}"
+            time.sleep(0.02)
+
+
+@contextmanager
+def running(*arguments: str, **environment: str) -> Iterator[Server]:
+    """A server on a free port; it is told to end, and must end well."""
+    command = [sys.executable, "-m", "minicpm", "serve", "smollm2", "--port", "0", *arguments]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line + process.stderr.read()
+        with httpx.Client(base_url=found[0], timeout=60, trust_env=False) as client:
+            yield Server(process, found[0], client)
+            process.terminate()
+            assert process.wait(30) == 0, process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+Running: TypeAlias = Callable[..., Any]
+
+
+@pytest.fixture(scope="package")
+def start(smollm2_path: Path) -> Running:
+    return running
+
+
+@pytest.fixture(scope="package")
+def server(smollm2_path: Path) -> Iterator[Server]:
+    """One for all tests that leave nothing behind."""
+    with running("--ctx", "1024") as started:
+        yield started
