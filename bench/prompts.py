@@ -34,6 +34,12 @@ def plain_prompts(count: int) -> list[tuple[str, str]]:
     return _take((("question", text) for text in _questions()), count)
 
 
+def passages(count: int) -> list[str]:
+    """Plain English texts of 500 to 1,200 characters; some come again when there are fewer."""
+    found = [text for text, _ in zip(_passages(), range(count), strict=False)]
+    return [found[i % len(found)] for i in range(count)]
+
+
 def _take(items: Iterator[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     found = [item for item, _ in zip(items, range(count), strict=False)]
     if len(found) < count:

@@ -87,13 +87,18 @@ def compare(
     return Row(name, ours, peer, peer_name, unit, ratio, must, disturbed)
 
 
-def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int, attempts: int = 2) -> Samples:
-    """Run every contender once a round, A B A B …; a disturbed run is repeated, at most `attempts` runs in all."""
+def take_turns(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, attempts: int = 2, own: Sequence[int] = ()
+) -> Samples:
+    """Run every contender once a round, A B A B …; a disturbed run is repeated, at most `attempts` runs in all.
+
+    `own` are ids of processes that are measured and run all the time: what they use does not disturb.
+    """
     samples = Samples({})
     for _ in range(attempts):
         values: dict[str, list[float]] = {name: [] for name in contenders}
         wait_for_calm()
-        load = ForeignLoad()
+        load = ForeignLoad(own)
         for _ in range(rounds):
             for name, run in contenders.items():
                 time.sleep(_PAUSE_SECONDS)
@@ -111,18 +116,19 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int, attem
 class ForeignLoad:
     """Measures what share of the machine's processors others have used since this was made; 0 where none can tell.
 
-    Processes that this one started count as its own once they ended and were waited for.
+    Processes that this one started count as its own once they ended and were waited for, those in `own` at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own: Sequence[int] = ()) -> None:
+        self._processes = own
         self._start = time.perf_counter()
         self._busy = _busy_seconds()
-        self._own = _own_seconds()
+        self._own = _own_seconds(own)
 
     def share(self) -> float:
         """Return the share, 0 to 1."""
         seconds = (time.perf_counter() - self._start) * (os.cpu_count() or 1)
-        foreign = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
+        foreign = (_busy_seconds() - self._busy) - (_own_seconds(self._processes) - self._own)
         return min(1.0, max(0.0, foreign / seconds)) if seconds > 0 else 0.0
 
 
@@ -148,9 +154,18 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _own_seconds() -> float:
+def _own_seconds(processes: Sequence[int]) -> float:
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return sum(times[:4]) + sum(map(_process_seconds, processes))
+
+
+def _process_seconds(process: int) -> float:
+    """Seconds that a running process has used, 0 where none can tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

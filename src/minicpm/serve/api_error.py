@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from minicpm.engine import ContextLengthError, QueueFullError
-from minicpm.errors import MiniCPMError
+from minicpm.errors import EngineError, MiniCPMError
 
 _TYPES = {
     400: "invalid_request_error",
@@ -51,6 +51,17 @@ class ApiError(Exception):
     def encode(self) -> bytes:
         """The bytes of the answer."""
         return json.dumps(self.body, ensure_ascii=False).encode("utf-8", "replace")
+
+
+class RequestFailure(EngineError):
+    """A reply failed, and the request is why."""
+
+
+def from_failure(error: MiniCPMError) -> ApiError:
+    """The answer for a reply that failed on its way."""
+    if isinstance(error, RequestFailure):
+        return ApiError(400, str(error), code="reply_failed")
+    return ApiError(500, f"the reply failed: {error}", code="engine_failed")
 
 
 def from_engine(error: MiniCPMError, retry_seconds: int = 1) -> ApiError:

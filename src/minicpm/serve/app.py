@@ -29,7 +29,7 @@ from minicpm.serve.pages import page_routes
 from minicpm.serve.service import ClientGone, Service
 from minicpm.serve.settings import ServeSettings
 from minicpm.serve.status import list_models, show_model, tell_health, tell_metrics
-from minicpm.serve.texts import detokenize, tokenize
+from minicpm.serve.texts import detokenize, tell_tokenizer, tokenize
 
 _log = logging.getLogger("minicpm.serve")
 Answer = Callable[[Service, HttpRequest], Awaitable[Response]]
@@ -53,6 +53,7 @@ _VERBS = (
     _Verb("GET", "/v1/models/{model}", show_model, None, replies.ModelCard),
     _Verb("POST", "/tokenize", tokenize, fields.TokenizeRequest, replies.TokenizeReply),
     _Verb("POST", "/detokenize", detokenize, fields.DetokenizeRequest, replies.DetokenizeReply),
+    _Verb("GET", "/tokenizer_info", tell_tokenizer, None, replies.TokenizerReply),
     _Verb("POST", "/apply-template", apply_template, fields.ApplyTemplateRequest, replies.ApplyTemplateReply),
     _Verb("GET", "/health", tell_health, None, replies.HealthReply),
     _Verb("GET", "/metrics", tell_metrics, None, None),

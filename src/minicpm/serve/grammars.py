@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minicpm.engine import Constraint
-from minicpm.errors import EngineError
-from minicpm.serve.api_error import ApiError
+from minicpm.serve.api_error import ApiError, RequestFailure
 from minicpm.serve.settings import Caps
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class TokenConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
+            raise RequestFailure(f"the grammar cannot be followed: {_first_line(self._matcher.get_error())}")
 
 
 class Grammars:
@@ -111,6 +110,11 @@ class Grammars:
             self._vocabulary = _read_vocabulary(self._tokenizer)
         limits = LLParserLimits(initial_lexer_fuel=1_000_000, max_grammar_size=100_000, max_lexer_states=50_000)
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        # Some that compile cannot be followed for a single token.
+        trial = matcher.deep_copy()
+        trial.compute_bitmask()
+        if trial.is_error():
+            return trial
         with self._lock:
             self._kept[grammar] = matcher
             while len(self._kept) > _NUM_KEPT:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from minicpm.engine import Load, QueueFullError, Sequence
@@ -51,6 +51,8 @@ class Metrics:
         self._load = load
         self._registry = registry = CollectorRegistry()
         registry.register(_LoadCollector(load))
+        # Registers itself: memory, processor seconds and open files of this process.
+        ProcessCollector(registry=registry)
         self._requests = Counter(
             "minicpm_http_requests", "answers by route and status", ["route", "status"], registry=registry
         )

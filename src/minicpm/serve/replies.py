@@ -200,6 +200,18 @@ class DetokenizeReply(BaseModel):
     prompt: str
 
 
+class TokenizerReply(BaseModel):
+    """Of /tokenizer_info: what lm-evaluation-harness asks for before it asks for tokens."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    vocab_size: int
+    adds_bos: bool
+    chat_template: str
+
+
 class ApplyTemplateReply(BaseModel):
     """Of /apply-template."""
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from minicpm import __version__
 from minicpm.engine import LanguageModel, Request, Sampler
 from minicpm.errors import MiniCPMError
-from minicpm.serve.api_error import ApiError, from_engine
+from minicpm.serve.api_error import ApiError, from_engine, from_failure
 from minicpm.serve.engine_thread import EngineThread, Group
 from minicpm.serve.fields import Fields, SamplingFields
 from minicpm.serve.grammars import Grammars
@@ -113,7 +113,7 @@ class Service:
         try:
             await self.until_gone(request, group.finish())
         except MiniCPMError as error:
-            raise ApiError(500, f"the reply failed: {error}", code="engine_failed") from error
+            raise from_failure(error) from error
         finally:
             self.engine.cancel(group)
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minicpm.errors import MiniCPMError
-from minicpm.serve.api_error import ApiError
+from minicpm.serve.api_error import from_failure
 from minicpm.serve.engine_thread import Group
 from minicpm.serve.service import ClientGone, Service
 
@@ -55,7 +55,7 @@ class EventStream(Response):
                     is_started = True
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except MiniCPMError as error:
-            failure = ApiError(500, f"the reply failed: {error}", code="engine_failed")
+            failure = from_failure(error)
             if not is_started:
                 raise failure from error
             await send({"type": "http.response.body", "body": encode_event(failure.body) + DONE, "more_body": True})

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, in the words of llama-server (`content`) and of vLLM (`prompt`)."""
+"""/tokenize, /detokenize and /tokenizer_info, in the words of llama-server (`content`) and of vLLM (`prompt`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from minicpm.serve.api_error import ApiError
 from minicpm.serve.chat import encode_messages
 from minicpm.serve.fields import DetokenizeRequest, TokenizeRequest
 from minicpm.serve.json_reply import JsonReply
-from minicpm.serve.replies import DetokenizeReply, TokenizeReply, TokenPiece
+from minicpm.serve.replies import DetokenizeReply, TokenizeReply, TokenizerReply, TokenPiece
 from minicpm.serve.service import Service
 
 
@@ -38,6 +38,25 @@ async def detokenize(service: Service, request: HttpRequest) -> Response:
     fields = await service.read(request, DetokenizeRequest)
     text = await service.compute(len(fields.tokens), lambda: service.tokenizer.decode(fields.tokens))
     return JsonReply(DetokenizeReply(content=text, prompt=text))
+
+
+async def tell_tokenizer(service: Service, request: HttpRequest) -> Response:
+    """The tokenizer's special tokens and chat template, as vLLM tells them."""
+    vocabulary = service.tokenizer.vocabulary
+
+    def text(token_id: int | None) -> str | None:
+        return None if token_id is None else vocabulary.pieces[token_id]
+
+    reply = TokenizerReply(
+        bos_token=text(vocabulary.bos_id),
+        eos_token=text(vocabulary.eos_id),
+        pad_token=text(vocabulary.pad_id),
+        unk_token=text(vocabulary.unk_id),
+        vocab_size=service.tokenizer.vocab_size,
+        adds_bos=vocabulary.adds_bos,
+        chat_template=service.tokenizer.chat_template.source,
+    )
+    return JsonReply(reply)
 
 
 def _encode(service: Service, fields: TokenizeRequest) -> list[int]:

@@ -36,7 +36,10 @@ class Server:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **fields})
 
     def gauge(self, name: str) -> float:
-        found = re.search(rf"^minicpm_{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        return self.gauge_of(f"minicpm_{name}")
+
+    def gauge_of(self, name: str) -> float:
+        found = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
         assert found, name
         return float(found[1])
 
@@ -61,9 +64,11 @@ def running(*arguments: str, **environment: str) -> Iterator[Server]:
         line = process.stderr.readline()
         found = re.search(r"http://\S+", line)
         assert found, line + process.stderr.read()
-        with httpx.Client(base_url=found[0], timeout=60, trust_env=False) as client:
-            yield Server(process, found[0], client)
-            process.terminate()
+        url = found[0].replace("0.0.0.0", "127.0.0.1")
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            yield Server(process, url, client)
+            if process.poll() is None:
+                process.terminate()
             assert process.wait(30) == 0, process.stderr.read()
     finally:
         process.kill()
