@@ -27,6 +27,8 @@ Opened: TypeAlias = Callable[[], AbstractContextManager[None]]
 LONGEST_DRAFT = 24
 # Drafts less likely than this are not worth weighing.
 _LEAST_CHANCE = 0.02
+# Drafts must promise so much more than a step without: looking them up is not in the times of steps, and chances err.
+_LEAST_GAIN = 1.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def allot(proposals: Items[Proposal], num_rows: int, room: int, times: StepTimes
     """Return how many tokens of each proposal make the most of a step's time.
 
     A step without drafts does `num_rows` tokens of work, prompts included; a draft adds its chance to the work and a
-    row to the step.
+    row to the step. Too small a gain counts as none.
 
     Args:
         proposals: chances fall within each.
@@ -54,7 +56,7 @@ def allot(proposals: Items[Proposal], num_rows: int, room: int, times: StepTimes
     seconds = times.predict(num_rows)
     if seconds is None:
         return counts
-    best_rate = num_rows / seconds
+    best_rate = _LEAST_GAIN * num_rows / seconds
     work = float(num_rows)
     ranked = sorted(((-chance, i) for i, p in enumerate(proposals) for chance in p.chances), key=lambda pair: pair[0])
     for place, (minus_chance, i) in enumerate(ranked[:room], 1):

@@ -47,7 +47,7 @@ class About:
     tokenizer_sha256: str = ""
     run: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    base_error: float = 0.07
+    base_error: float = 0.06
     max_reads: int = 16
     code_version: str = __version__
 

@@ -29,7 +29,7 @@ Cells = npt.NDArray[Any]
 _BITS = {"uint16": np.uint16, "float32": np.uint32}
 # The widest step as a share of what the checkpoint before leaves unexplained. A wider one makes the base layer smaller,
 # and the two layers together larger: within a bin the refinement takes all values for equally likely.
-_COARSENESS = 1.0
+_COARSENESS = 0.9
 _ROW_BYTES = 3
 # A symbol's probability is at most 1 - 2^-15, so that so many of them take a byte at least.
 _MOST_CELLS_PER_BYTE = 200_000
@@ -70,7 +70,7 @@ def chunk_rows(header: bytes) -> list[slice]:
     return Header.from_bytes(header).layout.chunks()
 
 
-def encode(cells: Cells, previous: Reference | None, *, base_error: float = 0.07) -> Encoded:
+def encode(cells: Cells, previous: Reference | None, *, base_error: float = 0.06) -> Encoded:
     """Return a tensor coded.
 
     Args:

@@ -136,7 +136,7 @@ class CheckpointConfig:
 
     history: str = ""
     every: int = 0
-    base_error: float = 0.07
+    base_error: float = 0.06
     max_reads: int = 16
 
     def __post_init__(self) -> None:

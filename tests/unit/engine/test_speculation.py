@@ -253,6 +253,8 @@ def test_drafts_pay_while_their_chance_is_worth_the_row() -> None:
     assert lengths([0.9, 0.8, 0.7, 0.6, 0.5]) == [5]
     assert lengths([0.9, 0.2]) == [1]
     assert lengths([0.19, 0.1]) == [0]
+    # 4 % more work a second is not worth the look-up.
+    assert lengths([0.25]) == [0]
     assert lengths([]) == [0]
     # The first alone would lose, all together win.
     assert lengths([0.2, 0.2, 0.2]) == [0]
