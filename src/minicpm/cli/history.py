@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from minicpm.cli import history_publishing as publishing
 from minicpm.cli import history_reading as reading
 from minicpm.cli import history_writing as writing
 from minicpm.cli.group import Group
@@ -18,7 +19,7 @@ def parser() -> Group:
     group.add("verify", reading.verify_parser(), reading.verify)
     group.add("diff", reading.diff_parser(), reading.diff)
     group.add("thin", writing.thin_parser(), writing.thin)
-    group.add("publish", writing.publish_parser(), writing.publish)
+    group.add("publish", publishing.publish_parser(), publishing.publish)
     group.add("pull", writing.pull_parser(), writing.pull)
     group.add("import", writing.import_parser(), writing.import_)
     return group

@@ -1,4 +1,4 @@
-"""`minicpm history get|thin|publish|pull|import`: what writes files."""
+"""`minicpm history get|thin|pull|import`: what writes files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def get_parser() -> Parser:
         ],
     )
     verb.add_argument("source", metavar="RUN", help="a run's folder, a history's folder, or a URL")
-    _add_steps(verb, "last")
+    add_steps(verb, "last")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder; of hf-cache the cache")
     verb.add_argument("--layout", choices=("folder", "hf-cache"), default="folder", help="(default: folder)")
     verb.add_argument("--precision", choices=("exact", "base"), default="exact", help="(default: exact)")
@@ -88,7 +88,7 @@ def thin(options: argparse.Namespace) -> None:
     rule = ThinRule(options.every, tuple(options.all_of), options.early, steps)
     if rule == ThinRule() or options.every < 0:
         raise UsageError("say what stays: --every N (above 0), --all-of STAGE, --early or --keep STEP,STEP")
-    with HistoryWriter(_own_folder(options.source)) as writer:
+    with HistoryWriter(own_folder(options.source)) as writer:
         rows = writer.catalogue.rows
         kept = set(rule.kept(rows))
         stages = dict.fromkeys(row.stage for row in rows)
@@ -104,32 +104,6 @@ def thin(options: argparse.Namespace) -> None:
     suggest(f"minicpm history verify {options.source}")
 
 
-def publish_parser() -> Parser:
-    """Return the parser of `publish`."""
-    verb = Parser(
-        "history publish",
-        "Mark checkpoints as published: thinning will never touch them, nor what they need. Upload the folder with "
-        "any tool.",
-        ["minicpm history publish runs/nano --steps 1000,2000"],
-    )
-    verb.add_argument("source", metavar="RUN", type=Path, help="a run's folder, or a history's")
-    _add_steps(verb, "all")
-    return verb
-
-
-def publish(options: argparse.Namespace) -> None:
-    """Mark."""
-    from minicpm.history.reading import History
-    from minicpm.history.store import HistoryWriter
-    from minicpm.history.thinning import publish as mark
-
-    folder = _own_folder(options.source)
-    steps = choose_steps(History(folder), options.steps)
-    with HistoryWriter(folder) as writer:
-        mark(writer, steps)
-    out(f"{folder}: {len(steps)} checkpoints are published")
-
-
 def pull_parser() -> Parser:
     """Return the parser of `pull`."""
     verb = Parser(
@@ -143,7 +117,7 @@ def pull_parser() -> Parser:
     )
     verb.add_argument("source", metavar="RUN", help="a URL, a run's folder, or a history's")
     verb.add_argument("destination", metavar="DIR", type=Path, help="a folder, new or with an earlier pull")
-    _add_steps(verb, "all")
+    add_steps(verb, "all")
     verb.add_argument("--precision", choices=("exact", "base"), default="exact", help="base is a third of the bytes")
     return verb
 
@@ -187,7 +161,8 @@ def import_(options: argparse.Namespace) -> None:
     suggest(f"minicpm history verify {options.out}")
 
 
-def _add_steps(verb: Parser, default: str) -> None:
+def add_steps(verb: Parser, default: str) -> None:
+    """Add the option `--steps`, which `choose_steps` reads."""
     verb.add_argument(
         "--steps", default=default, metavar="S,S", help=f"steps, `all`, `last`, or a stage's name (default: {default})"
     )
@@ -226,6 +201,7 @@ def run_name(run: str) -> str:
     return parts[-1] if parts else "run"
 
 
-def _own_folder(path: Path) -> Path:
+def own_folder(path: Path) -> Path:
+    """Return the folder of a run's history, given that or the run's."""
     own = path / "history"
     return own if (own / "history.json").is_file() else path

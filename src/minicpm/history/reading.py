@@ -26,7 +26,7 @@ from minicpm.formats.weight_map import LazyWeights, WeightEntry
 from minicpm.history.catalogue import OBJECTS, PRECISIONS, Precision, Row, read_catalogue
 from minicpm.history.decoding import Decoder
 from minicpm.history.manifest import Manifest, parse_manifest
-from minicpm.history.place import open_place
+from minicpm.history.place import Place, open_place
 
 if TYPE_CHECKING:
     from minicpm.model.minicpm import MiniCPM
@@ -125,18 +125,15 @@ class History:
     """The checkpoints of one run, by step.
 
     Args:
-        path_or_url: the folder `history` of a run, or a run's folder, or a URL.
+        place: the folder `history` of a run, or a run's folder, or a URL, or what was opened of them.
         cache_bytes: memory for what was decoded last.
 
     Raises:
         CheckpointError: no history there, one of a newer version, a damaged one, or one out of reach.
     """
 
-    def __init__(self, path_or_url: str | os.PathLike[str], *, cache_bytes: int = 256 << 20) -> None:
-        text = os.fspath(path_or_url)
-        if os.path.isfile(os.path.join(text, "history", "history.json")):
-            text = os.path.join(text, "history")
-        self.place = open_place(text)
+    def __init__(self, place: str | os.PathLike[str] | Place, *, cache_bytes: int = 256 << 20) -> None:
+        self.place = _open(place) if isinstance(place, str | os.PathLike) else place
         self.decoder = Decoder(self.place, cache_bytes)
         self._manifests: dict[str, Manifest] = {}
         self.refresh()
@@ -269,3 +266,9 @@ class History:
                 raise CheckpointError(f"{self.place.name}: {name} (object {digest[:16]}…) was changed")
             found[name] = content
         return found
+
+
+def _open(path_or_url: str | os.PathLike[str]) -> Place:
+    text = os.fspath(path_or_url)
+    own = os.path.join(text, "history")
+    return open_place(own if os.path.isfile(os.path.join(own, "history.json")) else text)

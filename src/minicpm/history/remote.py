@@ -1,7 +1,7 @@
-"""A history behind any URL that fsspec knows: s3://, gs://, hf://, memory:// …; read only.
+"""A history behind any URL that fsspec knows: s3://, gs://, hf://, memory:// …, for reading.
 
-What this leaves out: credentials, which each of fsspec's file systems takes from its own settings, and writing: a
-history is written in a folder and copied (`minicpm history pull` the other way round: `aws s3 sync`, `hf upload`).
+What this leaves out: credentials, which each of fsspec's file systems takes from its own settings, and writing
+(`destination`): a history is written in a folder and copied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minicpm.history.web import cut_ranges, merge_ranges
 
 
 class Remote:
-    """A folder of an fsspec file system."""
+    """A folder of an fsspec file system: `root` below `files`."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
@@ -27,9 +27,13 @@ class Remote:
                 f"{url} is read through fsspec, which is not installed: pip install 'minicpm[remote]'"
             ) from error
         try:
-            self._files, self._root = fsspec.core.url_to_fs(self._url)
+            self.files, self.root = fsspec.core.url_to_fs(self._url)
         except (ImportError, ValueError) as error:
             raise CheckpointError(f"{scheme}:// cannot be opened: {error}") from error
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot reach {url}: {error.strerror or error}; check the address and the network"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -38,13 +42,13 @@ class Remote:
 
     def read(self, path: str) -> bytes:
         """Return a whole small file."""
-        return bytes(self._call(path, lambda name: self._files.cat_file(name)))
+        return bytes(self._call(path, lambda name: self.files.cat_file(name)))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Return the bytes of every range."""
         merged = merge_ranges(ranges)
         contents = [
-            self._call(path, lambda name, f=first, n=length: self._files.cat_file(name, start=f, end=f + n))
+            self._call(path, lambda name, f=first, n=length: self.files.cat_file(name, start=f, end=f + n))
             for path, first, length in merged
         ]
         for (path, first, length), content in zip(merged, contents, strict=True):
@@ -54,12 +58,12 @@ class Remote:
 
     def size(self, path: str) -> int:
         """Return a file's length."""
-        return int(self._call(path, lambda name: self._files.size(name)))
+        return int(self._call(path, lambda name: self.files.size(name)))
 
     def _call(self, path: str, read: Any) -> Any:
         where = f"{self._url}/{path}"
         try:
-            return read(f"{self._root}/{path}")
+            return read(f"{self.root}/{path}")
         except FileNotFoundError as error:
             raise MissingFileError(f"{where} is missing") from error
         # Every file system has its own exceptions; what they say is all that there is to tell.

@@ -49,7 +49,7 @@ class HistoryWriter:
             if about is not None:
                 for name in ("", OBJECTS, FOLDER):
                     (path / name).mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock: int | None = lock_folder(path)
             try:
                 for name in (".", OBJECTS, FOLDER):
                     for left in (path / name).glob(f"{PARTIAL}*"):
@@ -166,7 +166,12 @@ def _check_same(wanted: About, found: About, path: Path) -> None:
             raise CheckpointError(f"{path} is the history of another run: its {name} differs; name another folder")
 
 
-def _lock(path: Path) -> int | None:
+def lock_folder(path: Path) -> int:
+    """Return the descriptor that keeps other writers out of a folder until it is closed.
+
+    Raises:
+        CheckpointError: another process has it.
+    """
     descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ What this leaves out: repairing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,16 +47,22 @@ class _Jump:
 
 
 def verify(
-    history: History, *, is_deep: bool = True, on_progress: Callable[[str], None] = lambda line: None
+    history: History,
+    *,
+    is_deep: bool = True,
+    steps: Collection[int] | None = None,
+    on_progress: Callable[[str], None] = lambda line: None,
 ) -> list[Problem]:
     """Return all problems of a history, none of a sound one.
 
     Args:
         history: where.
         is_deep: whether every tensor is decoded, not only every object hashed.
+        steps: only these checkpoints; None is all.
         on_progress: told what is being looked at.
     """
-    manifests, problems = _check_manifests(history)
+    rows = [row for row in history.rows if steps is None or row.step in steps]
+    manifests, problems = _check_manifests(history, rows)
     on_progress(f"{len(manifests)} manifests read; hashing their objects")
     broken, found = _check_objects(history, manifests)
     problems += found
@@ -67,10 +73,10 @@ def verify(
     return sorted(problems, key=lambda problem: problem.step)
 
 
-def _check_manifests(history: History) -> tuple[dict[int, Manifest], list[Problem]]:
+def _check_manifests(history: History, rows: Sequence[Row]) -> tuple[dict[int, Manifest], list[Problem]]:
     manifests: dict[int, Manifest] = {}
     problems = []
-    for row in history.rows:
+    for row in rows:
         try:
             text = history.place.read(row.manifest)
             manifest = history.manifest(row)
