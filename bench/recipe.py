@@ -31,7 +31,7 @@ from minicpm.train.heldout import HeldoutText
 from minicpm.train.log import MetricsFile, read_metrics
 from minicpm.train.optim import OptimizerConfig
 from minicpm.train.plot import smooth
-from minicpm.train.pretrain import Ready, prepare, pretrain, pretraining_loss
+from minicpm.train.pretrain import PretrainReady, prepare, pretrain, pretraining_loss
 from minicpm.train.pretrain_config import CorpusConfig, PretrainConfig, TokenizerConfig
 from minicpm.train.run_start import Start
 from minicpm.train.schedule import ScheduleConfig
@@ -86,7 +86,7 @@ def learn_tokenizer(home: Path) -> None:
     (home / "first" / "tokenizer").rename(home / "tokenizer")
 
 
-def ready(home: Path, config: PretrainConfig) -> Ready:
+def ready(home: Path, config: PretrainConfig) -> PretrainReady:
     return prepare(config, home / config.name, Start(), print)
 
 

@@ -17,10 +17,9 @@ import pytest
 import torch
 
 from minicpm import config as configuration
-from minicpm.train import arithmetic, checkpoint, flops
-from minicpm.train import pretrain as pretraining
+from minicpm.train import arithmetic, checkpoint, flops, running
 from minicpm.train.loop import Hook
-from minicpm.train.pretrain import Ready, prepare, pretrain
+from minicpm.train.pretrain import PretrainReady, prepare, pretrain
 from minicpm.train.pretrain_config import PretrainConfig
 from minicpm.train.run_start import Start, find_start
 
@@ -85,7 +84,7 @@ def load(home: Path, *overrides: str) -> PretrainConfig:
     return configuration.load(PretrainConfig, home / "tiny.toml", overrides)
 
 
-def start(config: PretrainConfig, run: Path, wants_resume: bool = False) -> Ready:
+def start(config: PretrainConfig, run: Path, wants_resume: bool = False) -> PretrainReady:
     return prepare(config, run, find_start(run, config, wants_resume, lambda line: None), lambda line: None)
 
 
@@ -101,7 +100,7 @@ def quick_runs() -> Iterator[None]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(arithmetic, "measure_peak", _peak_once)
-            patch.setattr(pretraining, "plot_loss", lambda run, schedule: None)
+            patch.setattr(running, "plot_loss", lambda run, schedule: None)
             yield
     finally:
         torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from minicpm.train import checkpoint
 from minicpm.train.branch import branch_config
 from minicpm.train.corpus import StepBatches
 from minicpm.train.log import read_metrics
-from minicpm.train.pretrain import make_state, prepare, pretrain, pretraining_loss
+from minicpm.train.pretrain import PretrainReady, make_state, prepare, pretrain, pretraining_loss
 from minicpm.train.run_start import branch_from
 from minicpm.train.settings import Ranks
 
@@ -92,14 +92,14 @@ def test_micro_batches_change_no_loss(home: Path, tmp_path: Path) -> None:
 def test_micro_batches_and_ranks_deal_out_the_same_rows(home: Path) -> None:
     ready = start(load(home), home / "dealt")
     for step in (1, 4, 5, 19):
-        whole = StepBatches(ready.corpus.stream, ready.config, 8, Ranks()).make(step)
+        whole = step_batches(ready, 8, Ranks()).make(step)
         expected = [row.tolist() for batch in whole for row in batch.input_ids]
         assert len(expected) == (2 if step <= 4 else 4)
         for world in (1, 2):
             for micro in (1, 2, 3):
                 dealt: list[list[int]] = []
                 for rank in range(world):
-                    parts = StepBatches(ready.corpus.stream, ready.config, micro, Ranks(rank, world)).make(step)
+                    parts = step_batches(ready, micro, Ranks(rank, world)).make(step)
                     dealt += [row.tolist() for batch in parts for row in batch.input_ids]
                 assert dealt == expected
 
@@ -127,6 +127,11 @@ def test_packed_documents_train_like_separate_ones(home: Path) -> None:
     wrong_grads = slopes(ready, [merged], factor)[1]
     name = "model.layers.0.self_attn.q_proj.weight"
     assert (wrong_grads[name] - whole_grads[name]).norm() > 0.05 * whole_grads[name].norm()
+
+
+def step_batches(ready: PretrainReady, micro: int, ranks: Ranks) -> StepBatches[Batch]:
+    batch = dataclasses.replace(ready.config.batch, micro_sequences=micro)
+    return StepBatches(ready.corpus.stream.batch, batch, ready.config.schedule.total_steps, ranks)
 
 
 def row_of(batch: Batch, reference: object) -> Batch:

@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 
 from minicpm.train.pretrain_config import PretrainConfig
+from minicpm.train.tune_config import TuneConfig
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "minicpm").rglob("*.py"))
 
@@ -28,7 +29,7 @@ def test_every_field_is_read() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    found = sections(PretrainConfig, {})
+    found = sections(TuneConfig, sections(PretrainConfig, {}))
     assert {"ModelConfig", "ScheduleConfig", "BatchConfig", "LoopConfig", "OptimizerConfig", "Mix"} <= set(found)
     unread = [f"{n}.{f.name}" for n, cls in found.items() for f in dataclasses.fields(cls) if f.name not in read]
     assert not unread

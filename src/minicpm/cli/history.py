@@ -17,6 +17,7 @@ def parser() -> Group:
     group.add("show", reading.show_parser(), reading.show)
     group.add("get", writing.get_parser(), writing.get)
     group.add("verify", reading.verify_parser(), reading.verify)
+    group.add("lineage", reading.lineage_parser(), reading.lineage)
     group.add("diff", reading.diff_parser(), reading.diff)
     group.add("thin", writing.thin_parser(), writing.thin)
     group.add("publish", publishing.publish_parser(), publishing.publish)

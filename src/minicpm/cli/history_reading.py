@@ -213,3 +213,28 @@ def diff(options: argparse.Namespace) -> None:
         for d in found
     ]
     out(table(["", "weights", "norm", "change", "cosine", "largest"], lines, right=[1, 2, 3, 4, 5]))
+
+
+def lineage_parser() -> Parser:
+    """Return the parser of `lineage`."""
+    verb = Parser(
+        "history lineage",
+        "Say what a model comes from: the chain of pretraining, tuning and merging that its folders remember.",
+        ["minicpm history lineage merged", "minicpm history lineage runs/chat-dpo@200"],
+    )
+    verb.add_argument("model", metavar="MODEL", help="a model's folder, an adapter's, or RUN@STEP")
+    return verb
+
+
+def lineage(options: argparse.Namespace) -> None:
+    """Print the chain, the oldest first."""
+    from minicpm.history.naming import resolve
+    from minicpm.train.lineage import lineage as chain
+
+    try:
+        found = list(chain(resolve(options.model)))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{options.model} has a note of its origin that cannot be read: {error}") from error
+    for depth, ancestor in enumerate(reversed(found)):
+        mark = f"{'   ' * (depth - 1)}└─ " if depth else ""
+        out(f"{mark}{ancestor.name}: {ancestor.made_by} ({ancestor.folder})")

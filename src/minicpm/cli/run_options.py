@@ -13,7 +13,7 @@ from minicpm.cli.terminal import note, out, suggest, table
 
 if TYPE_CHECKING:
     from minicpm.train.plan import Plan
-    from minicpm.train.pretrain import Ready
+    from minicpm.train.pretrain import PretrainReady
 
 
 def add_memory(verb: Parser) -> None:
@@ -51,7 +51,7 @@ def resuming(arguments: Sequence[str]) -> str:
     return shlex.join(["minicpm", *arguments, *([] if "--resume" in arguments else ["--resume"])])
 
 
-def run_to_end(ready: Ready) -> None:
+def run_to_end(ready: PretrainReady) -> None:
     """Train, say how it ended, and name the next command.
 
     Raises:

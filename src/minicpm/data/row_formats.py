@@ -60,6 +60,11 @@ class Example:
     is_good: bool = True
     tools: tuple[Any, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """All texts of the row, one after another; of a preference the conversation alone."""
+        return "".join(str(message["content"] or "") for message in self.messages)
+
 
 def shape_of(fields: Mapping[str, Any]) -> str | None:
     """Return the name of the shape that a row with these fields has, or None."""

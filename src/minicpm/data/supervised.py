@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minicpm.data.atomic import new_folder
+from minicpm.data.row_formats import Example
 from minicpm.data.rows import label, read_examples
 from minicpm.data.shard_writer import ShardWriter
 from minicpm.data.tokenization import TokenizeConfig, shard_facts
@@ -45,8 +46,27 @@ def tokenize_rows(
     Raises:
         DataError: a row cannot be used, or `out` exists; nothing is left behind.
     """
-    began = time.perf_counter()
     examples, report = read_examples(sources, "conversation", drops_bad=drops_bad)
+    facts = shard_facts(sources, tokenizer, TokenizeConfig())
+    facts |= {"shapes": dict(report.shapes), "num_dropped_rows": len(report.bad)}
+    return write_rows(examples, tokenizer, out, facts, trained_turns=trained_turns, replaces=replaces)
+
+
+def write_rows(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    out: Path,
+    facts: Mapping[str, Any],
+    *,
+    trained_turns: TrainedTurns = "last",
+    replaces: bool = False,
+) -> dict[str, Any]:
+    """Write conversations as shards with masks to folder `out`, and return its manifest, which holds `facts` too.
+
+    Raises:
+        DataError: a row cannot be used, or `out` exists; nothing is left behind.
+    """
+    began = time.perf_counter()
     text_hash = hashlib.sha256()
     num_targets = 0
     with new_folder(out, replaces=replaces) as folder:
@@ -55,7 +75,7 @@ def tokenize_rows(
             for first in range(0, len(examples), _BATCH_ROWS):
                 part = examples[first : first + _BATCH_ROWS]
                 rows = [label(tokenizer, example, trained_turns) for example in part]
-                texts = ["".join(str(m["content"] or "") for m in e.messages).encode("utf-8", "replace") for e in part]
+                texts = [example.text.encode("utf-8", "replace") for example in part]
                 for text in texts:
                     text_hash.update(text + b"\0")
                 masks = np.concatenate([np.array(row.is_trained, np.uint8) for row in rows])
@@ -68,13 +88,10 @@ def tokenize_rows(
                 num_targets += int(masks.sum())
         finally:
             writer.close()
-        facts = shard_facts(sources, tokenizer, TokenizeConfig())
-        facts |= {
+        added = {
             "source_hash": text_hash.hexdigest(),
             "trained_turns": trained_turns,
             "num_targets": num_targets,
-            "shapes": dict(report.shapes),
-            "num_dropped_rows": len(report.bad),
             "tokens_per_second": round(writer.num_tokens / max(time.perf_counter() - began, 1e-9)),
         }
-        return writer.finish(facts)
+        return writer.finish({**facts, **added})

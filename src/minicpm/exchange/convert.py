@@ -100,7 +100,7 @@ def convert(
     if to == "gguf":
         result = _write_gguf(opened, moved, destination, licence, finish)
     else:
-        result = _write_folder(opened, moved, destination, licence, target, finish)
+        result = write_folder(opened, moved, destination, licence, target, finish)
     types = Counter(entry.block_type for entry in moved.entries.values())
     num_bytes = sum(entry.num_bytes for entry in moved.entries.values())
     return Conversion(destination, wanted, types, num_bytes, result)
@@ -194,7 +194,7 @@ def _vocabulary(source: Source) -> dict[str, Any]:
     return keys
 
 
-def _write_folder(
+def write_folder(
     source: Source,
     moved: Move,
     destination: Path,
@@ -202,6 +202,7 @@ def _write_folder(
     target: str | None,
     finish: Callable[[Path], Agreement | None],
 ) -> Agreement | None:
+    """Write a model folder whole or not at all, and return what `finish` finds before the hashes are written."""
     with folders.new_folder(destination) as folder:
         write_safetensors_model(folder, moved.entries)
         folders.write_config(folder, moved, config_to_hf(moved.config))

@@ -16,6 +16,7 @@ from minicpm.errors import CheckpointError
 from minicpm.exchange import remote_code
 from minicpm.exchange.family import Move
 from minicpm.exchange.source import FOLD_KEY, TOKENIZER_FILES, Source
+from minicpm.tokenizer.exports import hf_settings
 
 MANIFEST = "SHA256SUMS"
 
@@ -91,31 +92,12 @@ def write_tokenizer(folder: Path, source: Source) -> None:
         (folder / "tokenizer.json").write_text(source.tokenizer.to_json(), encoding="utf-8")
     settings = folder / "tokenizer_config.json"
     if not settings.exists():
-        write_json(settings, _tokenizer_config(source))
+        max_length = source.checkpoint.config.max_position_embeddings
+        write_json(settings, hf_settings(source.tokenizer, max_length, source.checkpoint.chat_template))
     elif source.checkpoint.chat_template is None:
         # What chats with the model here must be there, too: the default of its family.
         fields = json.loads(settings.read_text(encoding="utf-8"))
         write_json(settings, fields | {"chat_template": source.tokenizer.chat_template.source})
-
-
-def _tokenizer_config(source: Source) -> dict[str, Any]:
-    tokenizer, config = source.tokenizer, source.checkpoint.config
-
-    def text(token_id: int | None) -> str | None:
-        return None if token_id is None else tokenizer.vocabulary.pieces[token_id]
-
-    fields = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": tokenizer.adds_bos,
-        "bos_token": text(tokenizer.bos_id),
-        "eos_token": text(tokenizer.vocabulary.eos_id),
-        "unk_token": text(tokenizer.vocabulary.unk_id),
-        "pad_token": text(tokenizer.pad_id),
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": config.max_position_embeddings,
-        "chat_template": source.checkpoint.chat_template or tokenizer.chat_template.source,
-    }
-    return {key: value for key, value in fields.items() if value is not None}
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:

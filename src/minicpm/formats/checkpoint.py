@@ -85,6 +85,10 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 
 def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise FormatError(
+            f"{path} is an adapter, which changes a model and is none; `minicpm merge {path} OUT` makes one of both"
+        )
     if not (path / "config.json").is_file():
         raise FormatError(f"{path} is not a model folder: it has no config.json")
     hf_config = read_json(path / "config.json")

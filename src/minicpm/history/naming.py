@@ -64,7 +64,7 @@ def step_folder(name: StepName) -> Path:
         CheckpointError: there is no such checkpoint, or the disk does not take it.
     """
     own = Path(name.run).expanduser() / f"step_{name.step:06d}"
-    if name.precision == "exact" and (own / "config.json").is_file():
+    if name.precision == "exact" and any((own / file).is_file() for file in ("config.json", "adapter_config.json")):
         return own
     history = open_history(name.run)
     snapshot = history.at(name.step, precision=name.precision)

@@ -58,10 +58,8 @@ def adapter_tensors(model: MiniCPM) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(model: MiniCPM, settings: LoRASettings, folder: Path, base_name: str = "") -> None:
-    """Write the adapters of `model` into `folder` (made if absent); `base_name` is what they belong to.
-
-    Each file appears whole or not at all, the configuration last.
+def adapter_config(model: MiniCPM, settings: LoRASettings, base_name: str = "") -> dict[str, Any]:
+    """Return what `adapter_config.json` says of the adapters of `model`.
 
     Raises:
         CheckpointError: the model has no adapters.
@@ -69,7 +67,7 @@ def save_adapter(model: MiniCPM, settings: LoRASettings, folder: Path, base_name
     names = adapters(model)
     if not names:
         raise CheckpointError("the model has no adapters to save; wrap it first")
-    config = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
@@ -82,6 +80,17 @@ def save_adapter(model: MiniCPM, settings: LoRASettings, folder: Path, base_name
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def save_adapter(model: MiniCPM, settings: LoRASettings, folder: Path, base_name: str = "") -> None:
+    """Write the adapters of `model` into `folder` (made if absent); `base_name` is what they belong to.
+
+    Each file appears whole or not at all, the configuration last.
+
+    Raises:
+        CheckpointError: the model has no adapters.
+    """
+    config = adapter_config(model, settings, base_name)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_tensors(model).items()}
     partial = folder / (WEIGHTS_NAME + ".partial")
@@ -128,6 +137,43 @@ def read_settings(folder: Path) -> LoRASettings:
         raise FormatError(f"{path}: r, lora_alpha and target_modules are needed as numbers and names") from error
 
 
+def read_base_name(folder: Path) -> str:
+    """Return what the adapter in `folder` says it belongs to; empty where it does not.
+
+    Raises:
+        FormatError: no readable configuration.
+    """
+    try:
+        return str(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise FormatError(f"{folder / CONFIG_NAME}: not a readable adapter configuration ({error})") from error
+
+
+def read_tensors(folder: Path) -> tuple[LoRASettings, dict[str, dict[str, Tensor]]]:
+    """Return the settings of the adapter in `folder`, and for each module that it changes its tensors by our names.
+
+    Raises:
+        FormatError: files that cannot be read or hold unknown tensors.
+    """
+    settings, tensors = _read(folder)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, part = _module_and_part(folder / WEIGHTS_NAME, name)
+        found.setdefault(module, {})[part] = tensor
+    return settings, found
+
+
+def _read(folder: Path) -> tuple[LoRASettings, dict[str, Tensor]]:
+    declared = read_settings(folder)
+    path = folder / WEIGHTS_NAME
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{path}: not a readable safetensors file ({error})") from error
+    # PEFT writes adapted embeddings' frozen weights too; they are the base model's.
+    return declared, {name: tensor for name, tensor in tensors.items() if not name.endswith(".base_layer.weight")}
+
+
 def load_adapter(model: MiniCPM, folder: Path) -> LoRASettings:
     """Wrap `model` with the adapters of `folder` and return their settings, whose targets are the modules found.
 
@@ -137,15 +183,9 @@ def load_adapter(model: MiniCPM, folder: Path) -> LoRASettings:
         FormatError: files that cannot be read or hold unknown tensors.
         CheckpointError: adapters that do not fit the model; it is then unwrapped again.
     """
-    declared = read_settings(folder)
+    declared, tensors = _read(folder)
     path = folder / WEIGHTS_NAME
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{path}: not a readable safetensors file ({error})") from error
-    # PEFT writes adapted embeddings' frozen weights too; they are the base model's.
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".base_layer.weight")}
-    modules = {_module_name(path, name) for name in tensors}
+    modules = {_module_and_part(path, name)[0] for name in tensors}
     settings = dataclasses.replace(declared, targets=tuple(sorted(modules)))
     wrap(model, settings)
     problems = _misfits(adapter_tensors(model), tensors)
@@ -158,10 +198,10 @@ def load_adapter(model: MiniCPM, folder: Path) -> LoRASettings:
     return settings
 
 
-def _module_name(path: Path, name: str) -> str:
-    for ending in _ENDINGS.values():
+def _module_and_part(path: Path, name: str) -> tuple[str, str]:
+    for part, ending in _ENDINGS.items():
         if name.startswith(_PREFIX) and name.endswith("." + ending):
-            return name[len(_PREFIX) : -len(ending) - 1]
+            return name[len(_PREFIX) : -len(ending) - 1], part
     raise FormatError(f"{path}: tensor {name!r} belongs to no LoRA adapter")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError, ConfigError
+from minicpm.formats.mapped_file import release
 from minicpm.formats.weight import Weight
 from minicpm.model.minicpm import MiniCPM
 
@@ -26,6 +27,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+# Values that are copied at a time.
+_PIECE = 1 << 22
 _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -74,16 +77,28 @@ def load_model(
     Raises:
         CheckpointError: missing or surplus names, other shapes (all of them listed), or a tied head that differs.
     """
-    weights = _without_equal_head(config, weights)
-    _check_names_and_shapes(config, weights)
+    weights = without_equal_head(config, weights)
+    check_names_and_shapes(config, weights)
     dtype = dtype if dtype is not None else saved_dtype(config, weights)
     with torch.device("meta"):
         model = MiniCPM(config)
     model = model.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(read_tensor(weights[name]))
+            fill(parameter, weights[name])
     return model
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, weight: Weight) -> None:
+    """Copy a weight into a parameter of its shape, a few million values at a time, and give its file's memory back."""
+    flat = parameter.view(-1, parameter.shape[-1])
+    step = max(_PIECE // parameter.shape[-1], 1)
+    for start in range(0, len(flat), step):
+        rows = weight.data[start : start + step]
+        piece = Weight(weight.block_type, (len(rows), parameter.shape[-1]), rows)
+        flat[start : start + step].copy_(read_tensor(piece))
+        release(rows)
 
 
 def read_tensor(weight: Weight) -> Tensor:
@@ -102,7 +117,12 @@ def _most_common_type(weights: Mapping[str, Weight]) -> str:
     return sizes.most_common(1)[0][0] if sizes else "F32"
 
 
-def _without_equal_head(config: ModelConfig, weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
+def without_equal_head(config: ModelConfig, weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
+    """Return the weights without a head that repeats a tied embedding.
+
+    Raises:
+        CheckpointError: the head differs from it.
+    """
     head, embedding = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
     if not config.tie_word_embeddings or head is None or embedding is None:
         return weights
@@ -114,7 +134,12 @@ def _without_equal_head(config: ModelConfig, weights: Mapping[str, Weight]) -> M
     return {name: weight for name, weight in weights.items() if name != "lm_head.weight"}
 
 
-def _check_names_and_shapes(config: ModelConfig, weights: Mapping[str, Weight]) -> None:
+def check_names_and_shapes(config: ModelConfig, weights: Mapping[str, Weight]) -> None:
+    """Return if names and shapes are the config's.
+
+    Raises:
+        CheckpointError: listing all problems.
+    """
     expected = config.weight_shapes()
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"surplus {name}" for name in weights if name not in expected]

@@ -10,6 +10,7 @@ Source: LoRA (arXiv 2106.09685) §4.1; rsLoRA (arXiv 2312.03732) eq. 4; DoRA (ar
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -99,10 +100,9 @@ class LoRALinear(nn.Module):
     @torch.no_grad()
     def fused_weight(self) -> Tensor:
         """Return the float32 weight that computes the same as base and adapter."""
-        weight = self.direction()
-        if self.lora_magnitude_vector is not None:
-            weight = weight * (self.lora_magnitude_vector.float() / weight.norm(dim=1))[:, None]
-        return weight
+        return fused_projection(
+            cast(Tensor, self.base.weight), dict(self.named_parameters(recurse=False)), self.scaling
+        )
 
 
 class LoRAEmbedding(nn.Module):
@@ -133,9 +133,19 @@ class LoRAEmbedding(nn.Module):
     @torch.no_grad()
     def fused_weight(self) -> Tensor:
         """Return the float32 matrix that embeds the same as base and adapter."""
-        return (
-            self.base.weight.float() + self.scaling * (self.lora_embedding_B.float() @ self.lora_embedding_A.float()).T
-        )
+        return fused_embedding(self.base.weight, dict(self.named_parameters(recurse=False)), self.scaling)
+
+
+def fused_projection(weight: Tensor, parts: Mapping[str, Tensor], scaling: float) -> Tensor:
+    """Return the float32 weight (out, in) that computes the same as `weight` and an adapter's `parts` by name."""
+    fused = weight.float() + scaling * (parts["lora_B"].float() @ parts["lora_A"].float())
+    magnitude = parts.get("lora_magnitude_vector")
+    return fused if magnitude is None else fused * (magnitude.float() / fused.norm(dim=1))[:, None]
+
+
+def fused_embedding(weight: Tensor, parts: Mapping[str, Tensor], scaling: float) -> Tensor:
+    """Return the float32 matrix (V, E) that embeds the same as `weight` and an adapter's `parts` by name."""
+    return weight.float() + scaling * (parts["lora_embedding_B"].float() @ parts["lora_embedding_A"].float()).T
 
 
 Adapter = LoRALinear | LoRAEmbedding

@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata, wherever it came from."""
+"""A tokenizer as GGUF metadata and as the settings of a model folder, wherever it came from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,28 @@ from minicpm.tokenizer.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+    from minicpm.tokenizer.tokenizer import Tokenizer
+
+
+def hf_settings(tokenizer: Tokenizer, max_length: int, template: str | None = None) -> dict[str, Any]:
+    """The fields of `tokenizer_config.json` for a tokenizer whose folder has none; `template` replaces its own."""
+
+    def text(token_id: int | None) -> str | None:
+        return None if token_id is None else tokenizer.vocabulary.pieces[token_id]
+
+    fields = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": tokenizer.adds_bos,
+        "bos_token": text(tokenizer.bos_id),
+        "eos_token": text(tokenizer.vocabulary.eos_id),
+        "unk_token": text(tokenizer.vocabulary.unk_id),
+        "pad_token": text(tokenizer.pad_id),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+        "chat_template": template or tokenizer.chat_template.source,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def gguf_metadata(backend: Backend, vocabulary: Vocabulary, template: str | Mapping[str, str] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     RUN/step_000500/
       config.json  model.safetensors  tokenizer.json …   the model, as every reader of HF folders knows it
+  (or adapter_config.json  adapter_model.safetensors …  an adapter, as PEFT has it)
       state.safetensors                                  masters, moments, random state
       manifest.json                                      written last: every file's length and hash, and where it stands
 
@@ -32,9 +33,12 @@ from minicpm import __version__
 from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError
 from minicpm.formats.hf_config import config_to_hf
+from minicpm.model import adapter_files
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, STATE = "manifest.json", "model.safetensors", "state.safetensors"
+# What holds the weights, and what says how to read them.
+_KINDS = {WEIGHTS: "config.json", adapter_files.WEIGHTS_NAME: adapter_files.CONFIG_NAME}
 _PARTIAL = ".partial-"
 # A file system needs room for its own books too.
 _SPACE_MARGIN = 1.2
@@ -76,12 +80,14 @@ def step_folders(run: Path) -> list[Path]:
 def save(
     run: Path,
     manifest: Manifest,
-    config: ModelConfig,
+    config: ModelConfig | None,
     weights: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     texts: Mapping[str, bytes],
 ) -> Path:
     """Write the checkpoint of `manifest.step` into `run` and return its folder; `texts` are further small files.
+
+    Without a `config` the weights are an adapter's, whose configuration is among the texts.
 
     Raises:
         OSError: the disk is full or broken; nothing has changed then.
@@ -93,8 +99,9 @@ def save(
         partial.mkdir()
         for name, content in texts.items():
             (partial / name).write_bytes(content)
-        (partial / "config.json").write_text(json.dumps(config_to_hf(config), indent=2) + "\n", encoding="utf-8")
-        write_tensors(partial / WEIGHTS, weights)
+        if config is not None:
+            (partial / "config.json").write_text(json.dumps(config_to_hf(config), indent=2) + "\n", encoding="utf-8")
+        write_tensors(partial / (WEIGHTS if config is not None else adapter_files.WEIGHTS_NAME), weights)
         write_tensors(partial / STATE, state)
         files = {path.name: _seal(path) for path in sorted(partial.iterdir())}
         written = dataclasses.replace(manifest, files=files)
@@ -204,7 +211,7 @@ def verify(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if folder.name != step_name(manifest.step):
         raise CheckpointError(f"{folder.name} holds the checkpoint of step {manifest.step}")
-    if not {WEIGHTS, STATE, "config.json"} <= set(manifest.files):
+    if not any({weights, STATE, config} <= set(manifest.files) for weights, config in _KINDS.items()):
         raise CheckpointError(f"{folder.name}: the manifest does not list {WEIGHTS}, {STATE} and config.json")
     for name, facts in manifest.files.items():
         path = folder / name
@@ -258,7 +265,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         CheckpointError: a file that cannot be read.
     """
     with _readable(folder):
-        return load_file(folder / WEIGHTS)
+        return load_file(_weights_file(folder))
+
+
+def _weights_file(folder: Path) -> Path:
+    return next((folder / name for name in _KINDS if (folder / name).is_file()), folder / WEIGHTS)
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -268,4 +279,4 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         CheckpointError: a file that cannot be read.
     """
     with _readable(folder):
-        return load_file(folder / WEIGHTS), load_file(folder / STATE)
+        return load_file(_weights_file(folder)), load_file(folder / STATE)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from minicpm.data.atomic import new_folder
-from minicpm.data.batches import Batch, BatchStream
+from minicpm.data.batches import BatchStream
 from minicpm.data.mixture import Mix
 from minicpm.data.opening import data_identity, open_heldout, open_sources, sources_of
 from minicpm.data.shards import TokenShards
@@ -24,8 +25,9 @@ from minicpm.tokenizer import Tokenizer
 from minicpm.tokenizer.fingerprint import fingerprint
 from minicpm.tokenizer.training import VocabularyConfig, tokenizer_settings, train_vocabulary
 from minicpm.train.pretrain_config import PretrainConfig
-from minicpm.train.settings import Ranks
+from minicpm.train.settings import BatchConfig, Ranks
 
+B = TypeVar("B")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -160,31 +162,40 @@ def _texts(config: PretrainConfig) -> Iterator[str]:
                 break
 
 
-class StepBatches:
-    """The micro-batches of a step, made ahead by threads; what is made depends on (seed, step, rank, world) alone."""
+class StepBatches(Generic[B]):
+    """The micro-batches of a step, made ahead by threads; what is made depends on (seed, step, rank, world) alone.
 
-    def __init__(self, stream: BatchStream, config: PretrainConfig, micro_sequences: int, ranks: Ranks) -> None:
-        self.stream, self.config, self.micro_sequences, self.ranks = stream, config, micro_sequences, ranks
-        self.workers = config.corpus.workers
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batches") if self.workers else None
-        self._ahead: dict[int, Future[list[Batch]]] = {}
+    `make_rows` returns some rows of the run, by the first one's number and their count.
+    """
 
-    def __call__(self, step: int) -> list[Batch]:
+    def __init__(
+        self,
+        make_rows: Callable[[int, int], B],
+        batch: BatchConfig,
+        total_steps: int,
+        ranks: Ranks,
+        workers: int = 0,
+    ) -> None:
+        self.make_rows, self.batch, self.total_steps = make_rows, batch, total_steps
+        self.ranks, self.workers = ranks, workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches") if workers else None
+        self._ahead: dict[int, Future[list[B]]] = {}
+
+    def __call__(self, step: int) -> list[B]:
         """Return the micro-batches of update `step` that this process computes."""
         if self._pool is None:
             return self.make(step)
-        last = min(step + self.workers, self.config.schedule.total_steps)
+        last = min(step + self.workers, self.total_steps)
         for wanted in range(step, last + 1):
             if wanted not in self._ahead:
                 self._ahead[wanted] = self._pool.submit(self.make, wanted)
         return self._ahead.pop(step).result()
 
-    def make(self, step: int) -> list[Batch]:
+    def make(self, step: int) -> list[B]:
         """Return the same, made now."""
-        batch = self.config.batch
-        before = batch.sequences_before(step)
-        parts = batch.split(step, self.ranks.rank, self.ranks.world, self.micro_sequences)
-        return [self.stream.batch(before + first, rows) for first, rows in parts]
+        before = self.batch.sequences_before(step)
+        parts = self.batch.split(step, self.ranks.rank, self.ranks.world, self.batch.micro_sequences)
+        return [self.make_rows(before + first, rows) for first, rows in parts]
 
     def close(self) -> None:
         """Drop what was made ahead."""

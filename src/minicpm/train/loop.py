@@ -116,34 +116,51 @@ def update_once(
     # A batch without a single target (all prompts cut off) moves nothing but the weight decay; 0/0 would end the run.
     weight = max(all_sum([work.weight(batch) for batch in batches], ranks), 1.0)
     state.model.train()
-    loss, tokens = 0.0, 0
-    sums: dict[str, tuple[float, float]] = {}
-    for batch in batches:
-        parts = work.loss(state.model, batch, 1.0 / weight)
-        value = float(parts.total.detach())
-        if not math.isfinite(value):
-            _stop(state, work, batches, step, f"the loss is {value}", on_failure)
-        parts.total.backward()  # type: ignore[no-untyped-call]
-        loss += value
-        tokens += work.tokens(batch)
-        add_sums(sums, parts.sums)
     lr = schedules.lr(schedule, step)
-    reduce_gradients(state, ranks)
-    norm = state.optimizer.update(lr)
-    if not math.isfinite(norm):
-        _stop(state, work, batches, step, f"the gradient norm is {norm}", on_failure)
+    while True:
+        state.optimizer.begin(lr)
+        loss, sums = _forward_and_backward(state, work, batches, weight, step, on_failure)
+        reduce_gradients(state, ranks)
+        norm = state.optimizer.update(lr)
+        if math.isfinite(norm):
+            break
+        # Half precision overflowed: the same batch again with a smaller scale, nothing has moved.
+        if not state.optimizer.shrink_scale():
+            _stop(state, work, batches, step, f"the gradient norm is {norm}", on_failure)
     state.step = step
     synchronize(state.device)
     return StepRecord(
         step=step,
-        stage=schedules.stage(schedule, step),
+        stage=work.stage or schedules.stage(schedule, step),
         lr=lr,
         loss=all_sum([loss], ranks),
         grad_norm=norm,
-        tokens=int(all_sum([tokens], ranks)),
+        tokens=int(all_sum([work.tokens(batch) for batch in batches], ranks)),
         seconds=time.perf_counter() - start,
         means={name: value / count for name, (value, count) in sums.items() if count},
     )
+
+
+def _forward_and_backward(
+    state: TrainState,
+    work: Work[Any],
+    batches: Sequence[Any],
+    weight: float,
+    step: int,
+    on_failure: Callable[[TrainState, dict[str, Any]], str],
+) -> tuple[float, dict[str, tuple[float, float]]]:
+    """Return the loss and the named sums of a step's micro-batches; their gradients lie with the optimizer."""
+    loss, scale = 0.0, state.optimizer.scale
+    sums: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        parts = work.loss(state.model, batch, scale / weight)
+        value = float(parts.total.detach()) / scale
+        if not math.isfinite(value):
+            _stop(state, work, batches, step, f"the loss is {value}", on_failure)
+        parts.total.backward()  # type: ignore[no-untyped-call]
+        loss += value
+        add_sums(sums, parts.sums)
+    return loss, sums
 
 
 def all_sum(values: Sequence[float], ranks: Ranks) -> float:
@@ -173,6 +190,5 @@ def _stop(
 ) -> None:
     facts = dump_failure(state, step, reason, [work.identify(batch) for batch in batches])
     state.optimizer.forget()
-    raise TrainingStopped(
-        f"step {step}: {reason}; the run stopped before the update. {on_failure(state, facts)}".strip()
-    )
+    when = "in the middle of the update" if state.optimizer.config.is_fused else "before the update"
+    raise TrainingStopped(f"step {step}: {reason}; the run stopped {when}. {on_failure(state, facts)}".strip())

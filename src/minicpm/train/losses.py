@@ -3,8 +3,8 @@
 Each chunk of rows makes its logits, its loss and at once the gradients of its hidden states and of the head, so the
 chunk is gone before the next begins. Losses are sums over target tokens times a factor that the loop chooses (one over
 the target tokens of the whole global batch), never means over a micro-batch: a mean would weigh a token by its
-neighbours, and accumulation would change the loss. What this leaves out: losses on preference pairs (issue of their
-own module), and z-loss, which the report does not use.
+neighbours, and accumulation would change the loss. What this leaves out: losses on preference pairs (`preference`), and
+z-loss, which the report does not use.
 """
 
 from __future__ import annotations
@@ -157,6 +157,55 @@ def _times(saved: Tensor, grad: Tensor) -> Tensor:
     if grad.device.type == "cpu" and float(grad) == 1.0:
         return saved
     return saved * grad.to(saved.dtype)
+
+
+def linear_token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, divisor: float = 1.0) -> Tensor:
+    """Return the float32 cross-entropy of every position, differentiable each by itself, 0 where nothing is learned.
+
+    The backward pass makes the logits of a chunk once more: which weight a token's loss has may depend on all others.
+
+    Args:
+        hidden: (..., E) final normed states, in the compute dtype.
+        weight: the head (V, E), in the same dtype.
+        targets: (...) of int64, `IGNORED` where there is none.
+        divisor: hidden_size / dim_model_base.
+    """
+    shape = targets.shape
+    index = (targets.reshape(-1) != IGNORED).nonzero().squeeze(1)
+    flat, kept = hidden.reshape(-1, hidden.shape[-1])[index], targets.reshape(-1)[index]
+    rows = even_rows(len(kept), chunk_rows(weight.shape[0]))
+    if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
+        losses = _TokenCrossEntropy.apply(flat, weight, kept, divisor, rows)  # type: ignore[no-untyped-call]
+    else:
+        losses = _losses(flat, weight, kept, divisor, rows)
+    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=hidden.device)
+    return whole.index_copy(0, index, losses).reshape(shape)
+
+
+class _TokenCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, divisor: float, rows: int) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.divisor, ctx.rows = divisor, rows
+        return _losses(hidden, weight, targets, divisor, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
+        for start in range(0, len(targets), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            scaled = hidden[part] / ctx.divisor
+            slope = F.linear(scaled, weight).float().softmax(dim=-1)
+            slope = slope.scatter_add_(1, targets[part, None], -torch.ones_like(slope[:, :1]))
+            slope = (slope * grad[part, None]).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = torch.mm(slope, weight) / ctx.divisor
+            if grad_weight is not None:
+                grad_weight += torch.mm(slope.T, scaled)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
 def sum_by_source(losses: Tensor, targets: Tensor, sources: Tensor, num_sources: int) -> tuple[Tensor, Tensor]:

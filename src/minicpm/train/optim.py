@@ -14,141 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minicpm.errors import CheckpointError, ConfigError
-from minicpm.train.blockwise import Codebook
+from minicpm.train.moments import Float32Moments, Int8Moments, Moments, copy_all
+from minicpm.train.optimizer_config import OptimizerConfig
 
+__all__ = ["Optimizer", "OptimizerConfig", "global_norm"]
 
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam's numbers. `clip_grad` bounds the L2 norm of all gradients together; 0 leaves them alone.
-
-    `is_mup` false gives every parameter the full rate. `states` int8 keeps the moments in 2 instead of 8 bytes a
-    parameter.
-    """
-
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_grad: float = 1.0
-    is_mup: bool = True
-    states: Literal["float32", "int8"] = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if not self.eps > 0:
-            raise ConfigError(f"eps must be positive, got {self.eps}")
-        for name in ("weight_decay", "clip_grad"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-
-
-class Moments(Protocol):
-    """What keeps Adam's moments and applies the update to the masters."""
-
-    def update(self, grads: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
-        """Move every master by its gradient."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the state by name, sharing memory."""
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state over."""
-
-
-class Float32Moments:
-    """Both moments in float32, updated by PyTorch's fused kernel, whose arithmetic is the formula above."""
-
-    def __init__(self, masters: Mapping[str, Tensor], config: OptimizerConfig) -> None:
-        self.masters = masters
-        groups = [{"params": [master]} for master in masters.values()]
-        self.adam = torch.optim.AdamW(
-            groups,
-            lr=0.0,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        for master in masters.values():
-            self.adam.state[master] = {
-                "step": torch.zeros((), dtype=torch.float32, device=master.device),
-                "exp_avg": torch.zeros_like(master),
-                "exp_avg_sq": torch.zeros_like(master),
-            }
-
-    def update(self, grads: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
-        """Move every master by its gradient."""
-        for (name, master), group in zip(self.masters.items(), self.adam.param_groups, strict=True):
-            master.grad = grads[name]
-            group["lr"] = rates[name]
-        self.adam.step()
-        for master in self.masters.values():
-            master.grad = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the state by name, sharing memory."""
-        return {
-            f"{kind}.{name}": self.adam.state[master][kind]
-            for name, master in self.masters.items()
-            for kind in ("exp_avg", "exp_avg_sq", "step")
-        }
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state over."""
-        _copy_all(self.tensors(), tensors)
-
-
-class Int8Moments:
-    """Both moments in blocks of 8-bit codes; one parameter at a time is float32."""
-
-    def __init__(self, masters: Mapping[str, Tensor], config: OptimizerConfig) -> None:
-        self.masters, self.config = masters, config
-        device = next(iter(masters.values())).device
-        self.codebooks = {"exp_avg": Codebook.build(True, device), "exp_avg_sq": Codebook.build(False, device)}
-        self.step = torch.zeros((), dtype=torch.float32)
-        self.state: dict[str, Tensor] = {}
-        for name, master in masters.items():
-            for kind, codebook in self.codebooks.items():
-                self._store(f"{kind}.{name}", *codebook.encode(torch.zeros(master.numel(), device=device)))
-
-    def update(self, grads: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
-        """Move every master by its gradient."""
-        self.step += 1
-        config, count = self.config, float(self.step)
-        first, second = 1 - config.beta1**count, 1 - config.beta2**count
-        for name, master in self.masters.items():
-            grad, rate = grads[name].reshape(-1).float(), rates[name]
-            mean = self._load(f"exp_avg.{name}", "exp_avg").lerp_(grad, 1 - config.beta1)
-            square = self._load(f"exp_avg_sq.{name}", "exp_avg_sq")
-            square.mul_(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
-            denominator = (square / second).sqrt_().add_(config.eps)
-            master.mul_(1 - rate * config.weight_decay)
-            master.view(-1).addcdiv_(mean, denominator, value=-rate / first)
-            self._store(f"exp_avg.{name}", *self.codebooks["exp_avg"].encode(mean))
-            self._store(f"exp_avg_sq.{name}", *self.codebooks["exp_avg_sq"].encode(square))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the state by name, sharing memory."""
-        return {**self.state, "step": self.step}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the state over."""
-        _copy_all(self.tensors(), tensors)
-
-    def _load(self, name: str, kind: str) -> Tensor:
-        return self.codebooks[kind].decode(self.state[name + ".codes"], self.state[name + ".scales"])
-
-    def _store(self, name: str, codes: Tensor, scales: Tensor) -> None:
-        self.state[name + ".codes"], self.state[name + ".scales"] = codes, scales
+# Of half precision: where it begins, after how many good steps it is doubled, and below which the run is broken.
+_FIRST_SCALE, _GROWS_AFTER, _LEAST_SCALE = 2.0**16, 2000, 2.0**-10
 
 
 class Optimizer:
@@ -158,7 +36,8 @@ class Optimizer:
     in float32 as soon as they are made, and the model's copy is written once after each update.
 
     `shares` are the parameters' shares of the rate; a name that it lacks (an adapter's) has the full rate. `masters`
-    are the unrounded weights where the model's have been rounded already.
+    are the unrounded weights where the model's have been rounded already. `is_half` scales the loss, since float16
+    gradients would vanish: `scale` is what the loss has to be multiplied by.
     """
 
     def __init__(
@@ -167,8 +46,11 @@ class Optimizer:
         config: OptimizerConfig,
         shares: Mapping[str, float],
         masters: Mapping[str, Tensor] | None = None,
+        *,
+        is_half: bool = False,
     ) -> None:
-        self.config = config
+        self.config, self.is_half = config, is_half
+        self.scale, self._good_steps = (_FIRST_SCALE if is_half else 1.0), 0
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError("the model has no trainable parameter")
@@ -177,15 +59,19 @@ class Optimizer:
         self.grads: dict[str, Tensor] = {}
         self._is_fresh: set[str] = set()
         for name, parameter in self.parameters.items():
-            self.masters[name] = (masters or {}).get(name, parameter.detach()).to(torch.float32)
             parameter.register_post_accumulate_grad_hook(self._collector(name))  # type: ignore[no-untyped-call]
-        make = Float32Moments if config.states == "float32" else Int8Moments
-        self.moments: Moments = make(self.masters, config)
+        self.moments = self._make_moments(masters or {})
+
+    def _make_moments(self, masters: Mapping[str, Tensor]) -> Moments:
+        for name, parameter in self.parameters.items():
+            self.masters[name] = masters.get(name, parameter.detach()).to(torch.float32)
+        make = Float32Moments if self.config.states == "float32" else Int8Moments
+        return make(self.masters, self.config)
 
     @property
     def has_masters(self) -> bool:
         """Whether the float32 weights are other tensors than the model's."""
-        return any(self.masters[n].data_ptr() != p.data_ptr() for n, p in self.parameters.items())
+        return any(m.data_ptr() != self.parameters[n].data_ptr() for n, m in self.masters.items())
 
     def _collector(self, name: str) -> Any:
         def collect(parameter: Tensor) -> None:
@@ -206,41 +92,65 @@ class Optimizer:
 
     def ready_grads(self) -> dict[str, Tensor]:
         """Return the gradients collected since the last update; a parameter that got none has zeros."""
-        for name, master in self.masters.items():
+        for name, parameter in self.parameters.items():
             if name not in self._is_fresh:
-                self.grads[name] = torch.zeros_like(master)
-        return {name: self.grads[name] for name in self.masters}
+                self.grads[name] = torch.zeros_like(parameter, dtype=torch.float32)
+        return {name: self.grads[name] for name in self.parameters}
 
     def collected(self) -> dict[str, Tensor]:
         """Return the gradients that have arrived since the last update."""
-        return {name: self.grads[name] for name in self.masters if name in self._is_fresh}
+        return {name: self.grads[name] for name in self.parameters if name in self._is_fresh}
 
     def forget(self) -> None:
         """Drop the gradients that have arrived since the last update."""
         self._is_fresh.clear()
 
+    def begin(self, lr: float) -> None:
+        """Take notice of the rate of the update whose gradients come next."""
+
+    def shrink_scale(self) -> bool:
+        """Halve the scale of the loss and forget the gradients; False where that cannot be what was wrong."""
+        if not self.is_half or self.scale <= _LEAST_SCALE:
+            return False
+        self.scale, self._good_steps = self.scale / 2, 0
+        self.forget()
+        return True
+
     @torch.no_grad()
     def update(self, lr: float) -> float:
         """Clip, move every parameter, forget the gradients, and return the norm before clipping.
 
-        A norm that is not finite is returned before anything has moved: the caller must stop.
+        A norm that is not finite is returned before anything has moved: the caller must stop, or shrink the scale.
         """
         grads = self.ready_grads()
-        norm = global_norm(list(grads.values()))
+        norm = global_norm(list(grads.values())) / self.scale
         if not math.isfinite(norm):
             return norm
-        if self.config.clip_grad and norm > self.config.clip_grad:
-            torch._foreach_mul_(list(grads.values()), self.config.clip_grad / norm)
-        self.moments.update(grads, {name: lr * share for name, share in self.shares.items()})
+        factor = self.clip_factor(norm) / self.scale
+        if factor != 1.0:
+            torch._foreach_mul_(list(grads.values()), factor)
+        self.move(grads, {name: lr * share for name, share in self.shares.items()})
         self._is_fresh.clear()
+        self._good_steps += 1
+        if self.is_half and self._good_steps >= _GROWS_AFTER:
+            self.scale, self._good_steps = self.scale * 2, 0
+        return norm
+
+    def clip_factor(self, norm: float) -> float:
+        """Return what gradients of this norm are multiplied by."""
+        return self.config.clip_grad / norm if self.config.clip_grad and norm > self.config.clip_grad else 1.0
+
+    def move(self, grads: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        """Move every parameter by its clipped gradient."""
+        self.moments.update(grads, rates)
         if self.has_masters:
             torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
-        return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that a resumed run needs besides the model's own weights, sharing memory."""
         masters = {f"master.{name}": t for name, t in self.masters.items()} if self.has_masters else {}
-        return {**masters, **self.moments.tensors()}
+        scale = {"loss_scale": torch.tensor([self.scale, self._good_steps])} if self.is_half else {}
+        return {**masters, **scale, **self.moments.tensors()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -258,8 +168,10 @@ class Optimizer:
         ]
         if problems:
             raise CheckpointError(f"the optimizer state does not fit the model: {'; '.join(problems[:5])}")
-        _copy_all({n: t for n, t in ours.items() if n.startswith("master.")}, tensors)
-        self.moments.load({n: t for n, t in tensors.items() if not n.startswith("master.")})
+        copy_all({n: t for n, t in ours.items() if n.startswith("master.")}, tensors)
+        if self.is_half:
+            self.scale, self._good_steps = float(tensors["loss_scale"][0]), int(tensors["loss_scale"][1])
+        self.moments.load({n: t for n, t in tensors.items() if n != "loss_scale" and not n.startswith("master.")})
         if self.has_masters:
             torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
 
@@ -268,8 +180,3 @@ def global_norm(tensors: list[Tensor]) -> float:
     """Return the L2 norm of all values together, in float32 of float32 partial norms."""
     norms = torch._foreach_norm(tensors, 2, torch.float32)
     return float(torch.linalg.vector_norm(torch.stack(list(norms))))
-
-
-def _copy_all(into: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, tensor in into.items():
-        tensor.copy_(values[name])

@@ -1,7 +1,7 @@
 """What a run takes before it begins: bytes by component, time, and the micro-batch that fits.
 
 The bytes follow from the shapes of what the loop keeps at its fullest moment, the end of the forward pass; a test
-compares the sum with the measured peak. What this leaves out: methods that train only part of a model.
+compares the sum with the measured peak. What this leaves out: tuning (`tune_plan`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minicpm.train.schedule import ScheduleConfig
 from minicpm.train.settings import BatchConfig, LoopConfig
 
 # Tokens of a micro-batch beyond which products are no faster.
-_ENOUGH_TOKENS = 8192
+ENOUGH_TOKENS = 8192
 # Share of the rate of a plain product that a step reaches, and the width at which it is half of that: measured.
 _COMPILED_SHARE, _PLAIN_SHARE, _HALF_WIDTH = 0.78, 0.62, 80
 # The interpreter with torch, and what the compiler leaves in the process: measured.
@@ -79,7 +79,7 @@ def make_plan(
         return {**fixed, **moving_bytes(model, loop, rows, batch.sequence_length, is_compiled, is_widened)}
 
     most = max(batch.sequences) // world or 1
-    rows = batch.micro_sequences or max(1, min(most, _ENOUGH_TOKENS // batch.sequence_length))
+    rows = batch.micro_sequences or max(1, min(most, ENOUGH_TOKENS // batch.sequence_length))
     rows = min(rows, most)
     while memory_bytes and not batch.micro_sequences and rows > 1 and sum(components(rows).values()) > memory_bytes:
         rows //= 2
@@ -91,7 +91,7 @@ def make_plan(
             f"{size(found[largest])}; try loop.recompute_every=1, optimizer.states=int8 or batch.micro_sequences=1"
         )
     per_token = flops_per_token(model, batch.sequence_length)
-    share = (_COMPILED_SHARE if is_compiled else _PLAIN_SHARE) * model.hidden_size / (model.hidden_size + _HALF_WIDTH)
+    share = plain_share(model) * (_COMPILED_SHARE / _PLAIN_SHARE if is_compiled else 1)
     counts = model.num_parameters().total
     return Plan(
         components=found,
@@ -104,10 +104,15 @@ def make_plan(
     )
 
 
+def plain_share(model: ModelConfig) -> float:
+    """Return the share of the rate of a plain product that a step with uncompiled layers reaches."""
+    return _PLAIN_SHARE * model.hidden_size / (model.hidden_size + _HALF_WIDTH)
+
+
 def state_bytes(model: ModelConfig, optimizer: OptimizerConfig, dtype: str) -> dict[str, int]:
     """Return the bytes that do not depend on the batch: weights, masters, gradients, moments."""
     count = model.num_parameters().total
-    is_half = dtype == "bfloat16"
+    is_half = dtype != "float32"
     return {
         "weights": count * (2 if is_half else 4),
         **({"masters": 4 * count} if is_half else {}),
@@ -121,7 +126,7 @@ def moving_bytes(
     model: ModelConfig, loop: LoopConfig, rows: int, sequence_length: int, is_compiled: bool, is_widened: bool
 ) -> dict[str, int]:
     """Return the bytes of activations, logits and working space of a micro-batch of `rows`."""
-    width = 2 if loop.dtype == "bfloat16" else 4
+    width = 4 if loop.dtype == "float32" else 2
     tokens = rows * sequence_length
     layer = tokens * layer_bytes(model, sequence_length, width, is_compiled)
     stream = tokens * model.hidden_size * width

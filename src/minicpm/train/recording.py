@@ -22,8 +22,8 @@ from minicpm.history.manifest import Facts
 from minicpm.history.store import HistoryWriter
 from minicpm.train import checkpoint
 from minicpm.train.loop import StepRecord
-from minicpm.train.pretrain_config import PretrainConfig
 from minicpm.train.saving import Saver
+from minicpm.train.settings import RunConfig
 from minicpm.train.state import TrainState
 
 _BLOCK_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -38,13 +38,20 @@ class Recorder:
         saver: whose facts and measurements every checkpoint gets.
         state: at the run's start; a new run's weights become step 0.
         say: writes a line for the person.
+        stage: the name of step 0's stage; empty is the schedule's first.
 
     Raises:
         CheckpointError: the folder is another run's history, another process writes it, or the disk does not take it.
     """
 
     def __init__(
-        self, history: Path, config: PretrainConfig, saver: Saver, state: TrainState, say: Callable[[str], None]
+        self,
+        history: Path,
+        config: RunConfig,
+        saver: Saver,
+        state: TrainState,
+        say: Callable[[str], None],
+        stage: str = "",
     ) -> None:
         self._config = config
         self._saver = saver
@@ -65,7 +72,7 @@ class Recorder:
             )
         self._writer = BackgroundWriter(writer, say)
         if state.step == 0:
-            start = Facts(0, stage="warmup", seed=config.loop.seed, parent=saver.facts["parent"])
+            start = Facts(0, stage=stage or "warmup", seed=config.loop.seed, parent=saver.facts["parent"])
             self._writer.add(start, copy_weights(state))
         else:
             self._catch_up(state.step)

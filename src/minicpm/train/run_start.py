@@ -20,7 +20,7 @@ from minicpm.train.checkpoint import Manifest
 from minicpm.train.pretrain_config import PretrainConfig
 
 # What may differ when a run goes on: how often it is saved, logged and measured, and where text is kept.
-_FREE_FIELDS = {
+FREE_FIELDS = {
     "loop": {"device", "log_every", "save_every", "saves_early", "eval_every", "eval_sequences", "sample_every",
              "sample_prompts", "sample_tokens", "uses_tensorboard"},
     "corpus": {"workers", "cache"},
@@ -58,6 +58,26 @@ def find_start(run: Path, config: PretrainConfig, wants_resume: bool, say: Calla
         CheckpointError: there are checkpoints and nobody asked to go on, there are none to go on from, the run is
             finished, or the configuration does not continue theirs.
     """
+    own = find_own(run, wants_resume, say)
+    if own.folder is None or own.manifest is None:
+        return own
+    before = recorded_config(own.manifest)
+    check_continues(before, adopt(config, before), own.folder, own.step)
+    total = config.schedule.total_steps
+    if own.step >= total:
+        raise CheckpointError(
+            f"{run} is complete: step {own.step} of {total}; raise schedule.total_steps, or branch with "
+            f"`minicpm decay {run}@STEP --steps N`"
+        )
+    return own
+
+
+def find_own(run: Path, wants_resume: bool, say: Callable[[str], None]) -> Start:
+    """Return the newest whole checkpoint of `run` as its start, or a start from nothing.
+
+    Raises:
+        CheckpointError: there are checkpoints and nobody asked to go on, or none of them is whole.
+    """
     newest = checkpoint.step_folders(run)[-1:] if run.is_dir() else []
     if newest and not wants_resume:
         raise CheckpointError(
@@ -73,14 +93,6 @@ def find_start(run: Path, config: PretrainConfig, wants_resume: bool, say: Calla
             raise CheckpointError(f"{run} has no whole checkpoint to resume ({len(skipped)} are broken, see above)")
         say(f"{run} has no checkpoint yet; the run begins")
         return Start()
-    before = recorded_config(manifest)
-    check_continues(before, adopt(config, before), folder, manifest.step)
-    total = config.schedule.total_steps
-    if manifest.step >= total:
-        raise CheckpointError(
-            f"{run} is complete: step {manifest.step} of {total}; raise schedule.total_steps, or branch with "
-            f"`minicpm decay {run}@STEP --steps N`"
-        )
     # The parent of a branch stays the same for all of its checkpoints.
     return Start(folder, manifest, manifest.parent)
 
@@ -135,7 +147,7 @@ def check_continues(before: PretrainConfig, now: PretrainConfig, folder: Path, s
             continue
         old, new = (_plain(getattr(c, section.name)) for c in (before, now))
         for field in old:
-            if old[field] != new[field] and field not in _FREE_FIELDS.get(section.name, ()):
+            if old[field] != new[field] and field not in FREE_FIELDS.get(section.name, ()):
                 raise CheckpointError(
                     f"{folder} was made with {section.name}.{field} = {old[field]!r}, and now it is {new[field]!r}; "
                     "set it back, or begin another run with --out"

@@ -61,9 +61,9 @@ class Saver:
             **self.facts,
         )
         try:
-            folder = checkpoint.save(
-                self.run, manifest, state.model.config, state.weights(), state.tensors(), self.texts
-            )
+            config = state.model.config if state.adapter is None else None
+            texts = self.texts | state.adapter_texts()
+            folder = checkpoint.save(self.run, manifest, config, state.weights(), state.tensors(), texts)
         except OSError as error:
             self.error = error
             good = self.last_good.name if self.last_good else "none yet"

@@ -6,10 +6,10 @@ What this leaves out: the data section, which belongs to whoever makes the batch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from minicpm.errors import ConfigError
-from minicpm.train.schedule import batch_sequences
+from minicpm.train.schedule import ScheduleConfig, batch_sequences
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LoopConfig:
 
     Attributes:
         seed: of the first weights and of the data's order.
-        dtype: what is computed in; masters and moments are float32 either way.
+        dtype: what is computed in; float16, for GPUs without bfloat16, has its loss scaled.
         device: `auto` takes a GPU where there is one.
         compile: `auto` compiles runs of 200 steps and more where a C++ compiler is.
         products: what bf16 values are multiplied in by compiled layers on a CPU; `auto` takes what is faster there.
@@ -93,10 +93,10 @@ class LoopConfig:
     """
 
     seed: int = 1234
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     device: str = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    products: Literal["auto", "bfloat16", "float32"] = "auto"
+    products: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     recompute_every: int = 0
     log_every: int = 1
     save_every: int = 500
@@ -164,3 +164,27 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process writes files and lines."""
         return self.rank == 0
+
+
+class RunConfig(Protocol):
+    """What the configuration of any run has."""
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """The learning rate."""
+
+    @property
+    def batch(self) -> BatchConfig:
+        """Sizes."""
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Seed, dtype, and how often what is done."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """The history."""

@@ -5,6 +5,7 @@ What this leaves out: files (`checkpoint`), and what the next batch is (a pure f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,20 +14,28 @@ from torch import Tensor
 
 from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError
+from minicpm.model.adapter_files import CONFIG_NAME, adapter_config, adapter_tensors
 from minicpm.model.init import initialize, parameter_rules
+from minicpm.model.lora import LoRASettings, wrap
 from minicpm.model.minicpm import MiniCPM
+from minicpm.train.lean_optim import make_optimizer
 from minicpm.train.optim import Optimizer, OptimizerConfig
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass
 class TrainState:
-    """The model and all that its next update depends on, besides the batch."""
+    """The model and all that its next update depends on, besides the batch.
+
+    `adapter` says that only adapters are trained, and how they were made; `base_name` is what they belong to.
+    """
 
     model: MiniCPM
     optimizer: Optimizer
     step: int = 0
+    adapter: LoRASettings | None = None
+    base_name: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -34,8 +43,15 @@ class TrainState:
         return next(self.model.parameters()).device
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the model's weights under HF names, sharing memory."""
-        return dict(self.model.state_dict())
+        """Return the model's weights under HF names, or the adapters' under PEFT's, sharing memory."""
+        return adapter_tensors(self.model) if self.adapter is not None else dict(self.model.state_dict())
+
+    def adapter_texts(self) -> dict[str, bytes]:
+        """Return the file that makes the adapters' weights an adapter; none where the whole model is trained."""
+        if self.adapter is None:
+            return {}
+        config = adapter_config(self.model, self.adapter, self.base_name)
+        return {CONFIG_NAME: json.dumps(config, indent=2).encode() + b"\n"}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a resumed run needs besides the weights, sharing memory."""
@@ -93,4 +109,14 @@ def wrap_state(model: MiniCPM, optimizer: OptimizerConfig, dtype: str, seed: int
     masters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float32}
     model.to(DTYPES[dtype])
     shares = {name: rule.lr_scale for name, rule in parameter_rules(model.config).items()}
-    return TrainState(model, Optimizer(model, optimizer, shares, masters))
+    return TrainState(model, make_optimizer(model, optimizer, shares, masters, is_half=dtype == "float16"))
+
+
+def adapter_state(
+    model: MiniCPM, optimizer: OptimizerConfig, settings: LoRASettings, dtype: str, seed: int, base_name: str
+) -> TrainState:
+    """Return the state of new adapters around `model`, which has `dtype` or blocks already and stays as it is."""
+    torch.manual_seed(seed)
+    wrap(model, settings, seed)
+    made = make_optimizer(model, optimizer, {}, {}, is_half=dtype == "float16")
+    return TrainState(model, made, adapter=settings, base_name=base_name)

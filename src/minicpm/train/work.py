@@ -39,6 +39,7 @@ class Work(Generic[B]):
         loss: (model, batch, factor) → the parts; factor is 1 over the weight of the whole global batch.
         tokens: the tokens that a micro-batch runs through the model.
         identify: what to write into a dump so that a person finds the batch again.
+        stage: the name that records and checkpoints have instead of the schedule's stage; empty leaves them.
     """
 
     batches: Callable[[int], Sequence[B]]
@@ -46,6 +47,7 @@ class Work(Generic[B]):
     loss: Callable[[MiniCPM, B, float], LossParts]
     tokens: Callable[[B], int]
     identify: Callable[[B], Any]
+    stage: str = ""
 
 
 def add_sums(into: dict[str, tuple[float, float]], more: dict[str, tuple[float, float]]) -> None:
