@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from minicpm.engine import Request, Sampler
+from minicpm.engine import Constraint, Request, Sampler
 from minicpm.engine.settings import DEFAULTS
 from minicpm.errors import MiniCPMError
 from minicpm.serve.api_error import ApiError, from_engine
 from minicpm.serve.chat_reply import ChatStream, whole_chat
 from minicpm.serve.fields import ApplyTemplateRequest, ChatMessage, ChatRequest, Tool
-from minicpm.serve.grammars import grammar_of
 from minicpm.serve.json_reply import JsonReply
 from minicpm.serve.replies import ApplyTemplateReply
 from minicpm.serve.service import Service
@@ -32,8 +31,7 @@ async def chat(service: Service, request: HttpRequest) -> Response:
     fields = await service.read(request, ChatRequest)
     _check(service, fields)
     tools = chosen_tools(fields)
-    size = sum(len(message.content or "") for message in fields.messages if isinstance(message.content, str))
-    prompt = await service.compute(size, lambda: _encode(service, fields, tools))
+    prompt = await service.compute(request, lambda: _encode(service, fields, tools))
     requests = await _requests(service, fields, tools, prompt)
     group = service.submit(requests)
     if fields.stream:
@@ -54,7 +52,7 @@ async def apply_template(service: Service, request: HttpRequest) -> Response:
     service.limit("messages", len(fields.messages), service.caps.messages)
     messages = prepare_messages(fields.messages, fields.tools or [], service.tokenizer.chat_template.source)
     text = await service.compute(
-        sum(len(str(message)) for message in messages),
+        request,
         lambda: service.tokenizer.render_chat(
             messages,
             add_generation_prompt=fields.add_generation_prompt is not False,
@@ -109,11 +107,12 @@ def _encode(service: Service, fields: ChatRequest, tools: Sequence[Tool]) -> lis
 async def _requests(
     service: Service, fields: ChatRequest, tools: Sequence[Tool], prompt: Sequence[int]
 ) -> list[Request]:
+    constraint: Callable[[], Constraint] | None
     if tools:
-        grammar, param = tool_grammar(fields, tools), "tools"
+        size = sum(len(tool.model_dump_json()) for tool in tools)
+        constraint = await service.grammars.compile(lambda: tool_grammar(fields, tools), size, "tools")
     else:
-        grammar, param = grammar_of(fields.response_format) or "", "response_format"
-    constraint = await service.grammars.compile(grammar, param) if grammar else None
+        constraint = await service.grammars.constrain(fields.response_format)
     most = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
     stops = [*service.stops(fields), *service.tokenizer.turn_marks]
     try:

@@ -16,7 +16,6 @@ from minicpm.serve.api_error import ApiError, from_engine
 from minicpm.serve.chat_reply import count_usage
 from minicpm.serve.engine_thread import Group
 from minicpm.serve.fields import CompletionRequest, Prompts
-from minicpm.serve.grammars import grammar_of
 from minicpm.serve.json_reply import JsonReply
 from minicpm.serve.replies import CompletionChoice, CompletionLogprobs, CompletionReply
 from minicpm.serve.service import Service, new_id
@@ -34,7 +33,7 @@ async def complete(service: Service, request: HttpRequest) -> Response:
     """
     fields = await service.read(request, CompletionRequest)
     _check(service, fields)
-    prompts = await encode_prompts(service, fields.prompt)
+    prompts = await encode_prompts(service, request, fields.prompt)
     service.limit("n times prompts", len(prompts) * (fields.n or 1), service.caps.choices)
     group = service.submit(await _requests(service, fields, prompts))
     echoes = [_echo(service, fields, prompt) for prompt in prompts for _ in range(fields.n or 1)]
@@ -56,7 +55,7 @@ async def complete(service: Service, request: HttpRequest) -> Response:
     return JsonReply(reply)
 
 
-async def encode_prompts(service: Service, given: Prompts) -> list[Sequence[int]]:
+async def encode_prompts(service: Service, request: HttpRequest, given: Prompts) -> list[Sequence[int]]:
     """The ids of what `prompt` or `input` holds: one or several texts, or ids as they are.
 
     Raises:
@@ -65,8 +64,7 @@ async def encode_prompts(service: Service, given: Prompts) -> list[Sequence[int]
     is_one = isinstance(given, str) or isinstance(given[0], int)
     prompts: list[Any] = [given] if is_one else list(given)
     service.limit("prompts", len(prompts), service.caps.prompts)
-    size = sum(map(len, prompts))
-    return await service.compute(size, lambda: [service.model.encode_prompt(prompt) for prompt in prompts])
+    return await service.compute(request, lambda: [service.model.encode_prompt(prompt) for prompt in prompts])
 
 
 def _check(service: Service, fields: CompletionRequest) -> None:
@@ -79,8 +77,7 @@ def _check(service: Service, fields: CompletionRequest) -> None:
 
 
 async def _requests(service: Service, fields: CompletionRequest, prompts: Sequence[Sequence[int]]) -> list[Request]:
-    grammar = grammar_of(fields.response_format)
-    constraint = await service.grammars.compile(grammar, "response_format") if grammar else None
+    constraint = await service.grammars.constrain(fields.response_format)
     stops, num_choices = service.stops(fields), fields.n or 1
     try:
         return [

@@ -27,7 +27,7 @@ async def embed(service: Service, request: HttpRequest) -> Response:
     size = service.model.config.hidden_size
     if fields.dimensions not in (None, size):
         raise ApiError(400, f"vectors of this model have {size} dimensions", param="dimensions")
-    prompts = await encode_prompts(service, fields.input)
+    prompts = await encode_prompts(service, request, fields.input)
     if not all(prompts):
         raise ApiError(400, "a text to embed must not be empty", param="input")
     group = service.submit([Request(prompt, max_new_tokens=0, pooling="mean") for prompt in prompts])

@@ -67,23 +67,34 @@ class Grammars:
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
 
-    async def compile(self, grammar: str, param: str) -> Callable[[], Constraint]:
+    async def constrain(self, chosen: ResponseFormat | None) -> Callable[[], Constraint] | None:
+        """Return what makes a constraint for one reply of the format; None where every text is one.
+
+        Raises:
+            ApiError: it is not valid, or too costly.
+        """
+        if chosen is None or chosen.type == "text":
+            return None
+        return await self.compile(lambda: grammar_of(chosen), len(chosen.model_dump_json()), "response_format")
+
+    async def compile(self, write: Callable[[], str], size: int, param: str) -> Callable[[], Constraint]:
         """Return what makes a constraint for one reply.
 
         Args:
-            grammar: in llguidance's own form.
+            write: gives the grammar in llguidance's own form; it runs in the thread that compiles.
+            size: bytes of what it is made from.
             param: the field of the request, for errors.
 
         Raises:
             ApiError: it is not valid, or too costly.
         """
-        if len(grammar.encode("utf-8", "replace")) > self._caps.schema_bytes:
+        if size > self._caps.schema_bytes:
             limit = self._caps.schema_bytes
             raise ApiError(400, f"{param} is longer than {limit} bytes", code="schema_too_large", param=param)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._caps.grammar_seconds):
-                matcher = await loop.run_in_executor(self._pool, self._compile, grammar)
+                matcher = await loop.run_in_executor(self._pool, lambda: self._compile(write()))
         except TimeoutError:
             seconds = self._caps.grammar_seconds
             raise ApiError(
@@ -122,16 +133,14 @@ class Grammars:
         return matcher
 
 
-def grammar_of(chosen: ResponseFormat | None) -> str | None:
-    """Return a response format as a grammar in llguidance's form; None lets everything come.
+def grammar_of(chosen: ResponseFormat) -> str:
+    """Return a response format as a grammar in llguidance's form.
 
     Raises:
         ApiError: it is not valid.
     """
     from llguidance import LLMatcher, grammar_from
 
-    if chosen is None or chosen.type == "text":
-        return None
     try:
         match chosen.type:
             case "json_object":
@@ -143,6 +152,8 @@ def grammar_of(chosen: ResponseFormat | None) -> str | None:
                 return LLMatcher.grammar_from_regex(chosen.regex)
             case "grammar":
                 return grammar_from("grammar", chosen.grammar)
+            case "text":
+                return LLMatcher.grammar_from_regex(r"(?s:.*)")
     except (ValueError, TypeError, RecursionError) as error:
         message = f"response_format is not usable: {_first_line(str(error))}"
         raise ApiError(400, message, code="invalid_schema", param="response_format") from None

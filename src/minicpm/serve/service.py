@@ -25,8 +25,8 @@ from minicpm.serve.settings import ServeSettings
 F = TypeVar("F", bound=Fields)
 T = TypeVar("T")
 
-# Texts longer than this are turned into tokens in another thread, so that streams go on meanwhile.
-_LONG_CHARACTERS = 1 << 14
+# Bodies longer than this are turned into tokens in another thread, so that streams go on meanwhile.
+_LONG_BYTES = 1 << 14
 _SAMPLER_FIELDS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 
@@ -80,14 +80,15 @@ class Service:
             )
         return fields
 
-    async def compute(self, size: int, work: Callable[[], T]) -> T:
-        """Return what `work` on `size` characters gives.
+    async def compute(self, request: HttpRequest, work: Callable[[], T]) -> T:
+        """Return what `work` on the texts of a request that was read gives.
 
         Raises:
             ApiError: the request was at fault.
         """
         try:
-            return await asyncio.to_thread(work) if size > _LONG_CHARACTERS else work()
+            is_long = len(await request.body()) > _LONG_BYTES
+            return await asyncio.to_thread(work) if is_long else work()
         except MiniCPMError as error:
             raise from_engine(error) from error
 

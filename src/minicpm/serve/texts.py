@@ -23,8 +23,7 @@ async def tokenize(service: Service, request: HttpRequest) -> Response:
     given = [name for name in ("content", "prompt", "messages") if getattr(fields, name) is not None]
     if len(given) != 1:
         raise ApiError(400, "give one of content, prompt and messages", param="content")
-    size = len(fields.content or fields.prompt or fields.messages or "")
-    ids = await service.compute(size, lambda: _encode(service, fields))
+    ids = await service.compute(request, lambda: _encode(service, fields))
     tokens = [TokenPiece(id=i, piece=_piece(service, i)) for i in ids] if fields.with_pieces else ids
     return JsonReply(TokenizeReply(tokens=tokens, count=len(ids), max_model_len=service.model.context_length))
 
@@ -36,7 +35,7 @@ async def detokenize(service: Service, request: HttpRequest) -> Response:
         ApiError: an id is outside the vocabulary.
     """
     fields = await service.read(request, DetokenizeRequest)
-    text = await service.compute(len(fields.tokens), lambda: service.tokenizer.decode(fields.tokens))
+    text = await service.compute(request, lambda: service.tokenizer.decode(fields.tokens))
     return JsonReply(DetokenizeReply(content=text, prompt=text))
 
 
