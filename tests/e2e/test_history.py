@@ -142,7 +142,7 @@ def test_mistakes(minicpm: Command, source: Path, tmp_path: Path) -> None:
         (("history", "look", str(source)), ("has no verb 'look'",)),
         (
             ("history", "import", str(tmp_path / "empty"), "--out", str(tmp_path / "i")),
-            ("holds no file pytorch_model",),
+            ("holds no checkpoints", "step1000"),
         ),
     ):
         assert_one_line(minicpm(*arguments), *parts)

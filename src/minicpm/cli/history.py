@@ -1,11 +1,13 @@
-"""`minicpm history VERB`: every checkpoint of a run, to list, look at, check, compare, copy, thin and bring in."""
+"""`minicpm history VERB`: every checkpoint of a run, to list, see, check, compare, draw, copy, thin and bring in."""
 
 from __future__ import annotations
 
 import argparse
 
+from minicpm.cli import history_average as averaging
 from minicpm.cli import history_publishing as publishing
 from minicpm.cli import history_reading as reading
+from minicpm.cli import history_study as study
 from minicpm.cli import history_writing as writing
 from minicpm.cli.group import Group
 
@@ -19,6 +21,9 @@ def parser() -> Group:
     group.add("verify", reading.verify_parser(), reading.verify)
     group.add("lineage", reading.lineage_parser(), reading.lineage)
     group.add("diff", reading.diff_parser(), reading.diff)
+    group.add("plot", study.plot_parser(), study.plot)
+    group.add("average", averaging.average_parser(), averaging.average)
+    group.add("data", study.data_parser(), study.data)
     group.add("thin", writing.thin_parser(), writing.thin)
     group.add("publish", publishing.publish_parser(), publishing.publish)
     group.add("pull", writing.pull_parser(), writing.pull)

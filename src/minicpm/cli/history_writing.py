@@ -142,21 +142,30 @@ def import_parser() -> Parser:
     """Return the parser of `import`."""
     verb = Parser(
         "history import",
-        "Bring checkpoints in that were published as files pytorch_model.STEP in one folder, as MiniCPM-2B-history: "
-        "tensors only (no other pickled object is ever loaded), labelled with the released run's stage, rate and "
-        "tokens.",
-        ["minicpm history import MiniCPM-2B-history/ --out minicpm-2b-history"],
+        "Bring checkpoints in: files pytorch_model.STEP in one folder, as MiniCPM-2B-history was published (tensors "
+        "only; labelled with the released run's stage, rate and tokens); or model folders or a hub repository's cache "
+        "with revisions named step1000, step1000-tokens4B, stage1-step1000-tokens4B; or what pretrain saved as "
+        "step_001000.",
+        [
+            "minicpm history import MiniCPM-2B-history/ --out minicpm-2b-history",
+            'minicpm history import models--x--y/ --only "stage1-*" --out y-history',
+        ],
     )
-    verb.add_argument("source", metavar="DIR", type=Path, help="with pytorch_model.NNNNN, config.json, the tokenizer")
+    verb.add_argument("source", metavar="DIR", type=Path, help="with the files, the folders, or refs and snapshots")
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the history; steps that it has are kept")
+    verb.add_argument("--only", default="*", metavar="PATTERN", help="of revisions: those whose names match")
     return verb
 
 
 def import_(options: argparse.Namespace) -> None:
     """Bring in."""
-    from minicpm.exchange.published_history import import_published
+    from minicpm.exchange.published_history import has_files, import_published
+    from minicpm.exchange.revision_folders import import_revisions
 
-    rows = import_published(options.source, options.out, note)
+    if has_files(options.source):
+        rows = import_published(options.source, options.out, note)
+    else:
+        rows = import_revisions(options.source, options.out, options.only, note)
     out(f"{options.out}: {len(rows)} checkpoints, {megabytes(sum(row.num_bytes for row in rows))}")
     suggest(f"minicpm history verify {options.out}")
 

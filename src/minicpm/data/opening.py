@@ -111,10 +111,18 @@ def open_source(
     return TokenShards.open(folder, facts["tokenizer_hash"])
 
 
+def kept_shards(mix: Mix, cache: Path, tokenizer_hash: str | None = None) -> TokenShards:
+    """Return the shards that `open_source` opened or made of this source; nothing is made.
+
+    Raises:
+        DataError: they are gone, damaged, or of another tokenizer.
+    """
+    return TokenShards.open(_kept_folder(mix, cache), tokenizer_hash)
+
+
 def open_heldout(mix: Mix, cache: Path, tokenizer_hash: str | None = None) -> TokenShards | None:
     """Return the held-out part that was set aside when `open_source` tokenized this source, or None."""
-    path = Path(mix.path).expanduser()
-    folder = path if (path / MANIFEST).exists() else cache / _folder_name(mix)
+    folder = _kept_folder(mix, cache)
     heldout = folder.with_name(folder.name + HELDOUT_SUFFIX)
     return TokenShards.open(heldout, tokenizer_hash) if (heldout / MANIFEST).exists() else None
 
@@ -136,6 +144,11 @@ def check_identity(shards: Mapping[str, TokenShards], recorded: Mapping[str, str
                 f"{name} ({shards[name].path}) holds other documents than this run began with; bring the old ones back "
                 "or begin a new run"
             )
+
+
+def _kept_folder(mix: Mix, cache: Path) -> Path:
+    path = Path(mix.path).expanduser()
+    return path if (path / MANIFEST).exists() else cache / _folder_name(mix)
 
 
 def _folder_name(mix: Mix) -> str:

@@ -80,6 +80,11 @@ def import_published(source: Path, out: Path, say: Callable[[str], None] = lambd
     return rows
 
 
+def has_files(source: Path) -> bool:
+    """Return whether a folder holds such files."""
+    return source.is_dir() and any(_FILE.fullmatch(path.name) and path.is_file() for path in source.iterdir())
+
+
 def find_files(source: Path) -> dict[int, Path]:
     """Return the checkpoint files of a folder by rising step.
 
