@@ -73,7 +73,9 @@ def test_a_pull_of_a_few_steps_at_base_precision(make_history: Make, tmp_path: P
 
 def test_a_damaged_source_is_not_pulled(make_history: Make, tmp_path: Path) -> None:
     path = make_history(STEPS[:3])
-    victim = max((path / "objects").iterdir(), key=lambda file: file.stat().st_size)
+    refinement = History(path)[50].manifest.tensors[NAME].parts[0].refinement
+    assert refinement is not None
+    victim = path / "objects" / refinement.object
     content = bytearray(victim.read_bytes())
     content[99] ^= 4
     victim.write_bytes(content)
