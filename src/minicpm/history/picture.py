@@ -25,6 +25,7 @@ Say = Callable[[str], None]
 SUFFIXES = (".png", ".svg", ".pdf")
 _COLOURS = {"warmup": "#fff3c4", "stable": "#e3f0fb", "decay": "#dff5e1", "tail": "#eeeeee"}
 _OTHER_COLOUR = "#f3e8fb"
+_NAMED_SHARE = 0.08
 
 
 def draw(
@@ -80,27 +81,30 @@ def shade_stages(axes: Any, rows: Sequence[Row]) -> None:
     # A checkpoint's stage is that of its last update, so each stretch has the colour of its end.
     for before, after in itertools.pairwise(rows):
         axes.axvspan(before.step, after.step, color=_COLOURS.get(after.stage, _OTHER_COLOUR), lw=0)
-    changed = [after for before, after in itertools.pairwise(rows) if before.stage != after.stage]
-    for row in (*rows[:1], *changed):
-        axes.annotate(
-            row.stage, (row.step, 1), xycoords=("data", "axes fraction"), xytext=(3, -10), textcoords="offset points",
-            fontsize=7, color="#666666",
-        )  # fmt: skip
+    span = rows[-1].step - rows[0].step
+    for stage, group in itertools.groupby(rows, key=lambda row: row.stage):
+        steps = [row.step for row in group]
+        # A narrow one's name would lie over its neighbour's.
+        if steps[-1] - steps[0] >= _NAMED_SHARE * span:
+            axes.annotate(
+                stage, ((steps[0] + steps[-1]) / 2, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                textcoords="offset points", ha="center", fontsize=7, color="#666666",
+            )  # fmt: skip
 
 
 def _draw_losses(axes: Any, rows: Sequence[Row]) -> None:
     shade_stages(axes, rows)
     for name, label, style in (("train", "loss", "-"), ("heldout_loss", "held-out loss", "o-")):
-        points = _points(rows, name)
-        if points:
-            axes.plot(*zip(*points, strict=True), style, ms=3, lw=1.2, label=label)
+        found = points(rows, name)
+        if found:
+            axes.plot(*zip(*found, strict=True), style, ms=3, lw=1.2, label=label)
     axes.set_ylabel("nats a token")
     _legend(axes)
 
 
 def _draw_rate(axes: Any, rows: Sequence[Row]) -> None:
     shade_stages(axes, rows)
-    bits = _points(rows, "heldout_bits_per_byte")
+    bits = points(rows, "heldout_bits_per_byte")
     if bits:
         axes.plot(*zip(*bits, strict=True), "o-", ms=3, lw=1.2, color="#c0392b", label="held-out bits a byte")
     axes.set_ylabel("bits a byte")
@@ -111,13 +115,11 @@ def _draw_rate(axes: Any, rows: Sequence[Row]) -> None:
     _legend(axes)
 
 
-def _points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
-    # What was measured at an earlier step is repeated until it is measured again: only the first is a point.
-    points: list[tuple[int, float]] = []
-    for row in rows:
-        if name in row.losses and (name == "train" or not points or points[-1][1] != row.losses[name]):
-            points.append((row.step, row.losses[name]))
-    return points
+def points(rows: Sequence[Row], name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a measurement, each once."""
+    # What was measured on held-out text is repeated until it is measured again, with the step that it is of.
+    step = "" if name == "train" else "heldout_step"
+    return sorted({(int(row.losses.get(step, row.step)), row.losses[name]) for row in rows if name in row.losses})
 
 
 def _legend(axes: Any) -> None:

@@ -10,7 +10,8 @@ from tests.unit.history.conftest import STEPS
 
 from minicpm.errors import CheckpointError
 from minicpm.history import History
-from minicpm.history.picture import compare_neighbours, draw
+from minicpm.history.catalogue import Row
+from minicpm.history.picture import compare_neighbours, draw, points
 
 Make = Callable[..., Path]
 
@@ -31,3 +32,11 @@ def test_pictures(make_history: Make, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has 1 checkpoints; a picture takes at least 2"):
         draw(History(make_history((0,), "one")), tmp_path / "one.png")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["run.png", "run.svg"]
+
+
+def test_a_measurement_is_drawn_where_it_was_made() -> None:
+    losses = [{"train": 5.0}, {"train": 4.0, "heldout_loss": 6.0, "heldout_step": 90.0}]
+    losses += [{"train": 4.0, "heldout_loss": 6.0, "heldout_step": 90.0}]
+    rows = [Row(50 * i, 0, "stable", 0.1, found, 1, False, "0" * 64) for i, found in enumerate(losses, 1)]
+    assert points(rows, "train") == [(50, 5.0), (100, 4.0), (150, 4.0)]
+    assert points(rows, "heldout_loss") == [(90, 6.0)]
