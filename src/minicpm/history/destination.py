@@ -1,7 +1,7 @@
 """Where a history is copied to: a folder of this machine, or what fsspec can write; each file whole or not at all.
 
 Objects come first and the index comes last, so nothing that is half there is ever listed. What this leaves out: reading
-(`place`), what is copied (`transfer`), and the hub, which takes whole commits (`exchange`).
+(`place`), what is copied (`transfer`), and the hub, which takes whole commits.
 """
 
 from __future__ import annotations

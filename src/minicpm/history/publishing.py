@@ -1,6 +1,6 @@
 """Publishing a run: copied to where others read it, looked at from their side, with a card that says what it is.
 
-What this leaves out: the copying (`transfer`), and revisions on the hub (`exchange.hub_revisions`).
+What this leaves out: the copying (`transfer`), and revisions on the hub.
 """
 
 from __future__ import annotations
