@@ -21,6 +21,7 @@ VERBS = {
     "models": "list the models of the cache",
     "show": "say what is in a model file",
     "convert": "turn a model into any format or dtype",
+    "quantize": "make a 4-bit file of a model that keeps its answers",
     "compare": "say how far two models agree",
     "eval": "score a model on published tasks",
     "data": "clean text, learn a vocabulary, make token shards, look at them",

@@ -166,17 +166,23 @@ def _write_gguf(
 ) -> Agreement | None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial_path = destination.with_name(f".{destination.name}.partial")
-    licence = licence or source.licence
-    metadata = {"general.name": source.name} | ({"general.license": licence} if licence else {})
+    metadata = gguf_metadata(source, licence)
     if moved.note is not None:
         metadata[f"general.{FOLD_KEY}"] = json.dumps(moved.note.to_dict())
     try:
-        write_gguf_model(partial_path, moved.config, moved.entries, metadata | _vocabulary(source))
+        write_gguf_model(partial_path, moved.config, moved.entries, metadata)
         result = finish(partial_path)
         partial_path.rename(destination)
         return result
     finally:
         partial_path.unlink(missing_ok=True)
+
+
+def gguf_metadata(source: Source, licence: str | None = None) -> dict[str, Any]:
+    """Return the keys of a GGUF file that say what the source is called, its licence (or `licence`), its tokenizer."""
+    licence = licence or source.licence
+    metadata = {"general.name": source.name} | ({"general.license": licence} if licence else {})
+    return metadata | _vocabulary(source)
 
 
 def _vocabulary(source: Source) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def _unpack_six_bits(packed: Bytes) -> tuple[Floats, Floats]:
     return scales.astype(np.float32), minima.astype(np.float32)
 
 
-def _pack_six_bits(scales: Bytes, minima: Bytes) -> Bytes:
+def pack_six_bits(scales: Bytes, minima: Bytes) -> Bytes:
+    """Return uint8 (n, 12) of scales and minima, uint8 (n, 8) each below 64: what `_unpack_six_bits` reads."""
     first: Bytes = scales[:, :4] | ((scales[:, 4:] >> np.uint8(4)) << np.uint8(6))
     second = minima[:, :4] | ((minima[:, 4:] >> np.uint8(4)) << np.uint8(6))
     return np.concatenate(
@@ -41,7 +42,7 @@ def _pack_six_bits(scales: Bytes, minima: Bytes) -> Bytes:
     )
 
 
-def _join_nibbles(levels: Bytes) -> Bytes:
+def join_nibbles(levels: Bytes) -> Bytes:
     """Return uint8 (n, 128): of each 64 weights, the first 32 in the low nibbles and the others in the high ones."""
     pairs = levels.reshape(-1, 4, 2, 32)
     packed: Bytes = (pairs[:, :, 0] & np.uint8(15)) | (pairs[:, :, 1] << np.uint8(4))
@@ -168,19 +169,24 @@ def _encode_affine(values: Floats, name: str, top: int, first_trial: float, num_
     levels *= inverse(exact[0])
     np.rint(levels, out=levels)
     np.clip(levels, 0, top, out=levels)
-    head = np.concatenate([*units, _pack_six_bits(sixths[0], sixths[1])], axis=1)
+    head = np.concatenate([*units, pack_six_bits(sixths[0], sixths[1])], axis=1)
     return head, levels.astype(np.uint8).reshape(n, SUPER)
+
+
+def fifth_bits(levels: Bytes) -> Bytes:
+    """Return uint8 (n, 32) for levels (n, 256): bit j of byte i is the fifth bit of weight i of sub-block j."""
+    fifth = np.packbits((levels >> 4).reshape(-1, NUM_AFFINE, AFFINE_WIDTH), axis=1, bitorder="little")
+    return fifth.reshape(-1, AFFINE_WIDTH)
 
 
 def _encode_q4_k(values: Floats) -> Bytes:
     head, levels = _encode_affine(values, "Q4_K", 15, -1.0, 21)
-    return np.concatenate([head, _join_nibbles(levels)], axis=1)
+    return np.concatenate([head, join_nibbles(levels)], axis=1)
 
 
 def _encode_q5_k(values: Floats) -> Bytes:
     head, levels = _encode_affine(values, "Q5_K", 31, -0.5, 16)
-    fifth = np.packbits((levels >> 4).reshape(-1, NUM_AFFINE, AFFINE_WIDTH), axis=1, bitorder="little")
-    return np.concatenate([head, fifth.reshape(-1, AFFINE_WIDTH), _join_nibbles(levels)], axis=1)
+    return np.concatenate([head, fifth_bits(levels), join_nibbles(levels)], axis=1)
 
 
 def _decode_q6_k(blocks: Bytes) -> Floats:
@@ -240,11 +246,16 @@ def _encode_q6_k(values: Floats) -> Bytes:
     np.rint(rounded, out=rounded)
     np.clip(rounded, -32, 31, out=rounded)
     rounded += np.float32(32)
-    levels = rounded.astype(np.uint8).reshape(n, 2, 4, 32)
-    low = (levels[:, :, :2] & 15) | (levels[:, :, 2:] << 4)
-    high = levels >> 4
+    return np.concatenate([join_six_bits(rounded.astype(np.uint8)), eighths.view(np.uint8), head], axis=1)
+
+
+def join_six_bits(levels: Bytes) -> Bytes:
+    """Return uint8 (n, 192) for levels 0..63 of n blocks: 128 bytes of low nibbles, 64 of upper pairs of bits."""
+    parts = levels.reshape(-1, 2, 4, 32)
+    low = (parts[:, :, :2] & 15) | (parts[:, :, 2:] << 4)
+    high = parts >> 4
     high = high[:, :, 0] | (high[:, :, 1] << 2) | (high[:, :, 2] << 4) | (high[:, :, 3] << 6)
-    return np.concatenate([low.reshape(n, 128), high.reshape(n, 64), eighths.view(np.uint8), head], axis=1)
+    return np.concatenate([low.reshape(-1, 128), high.reshape(-1, 64)], axis=1)
 
 
 K_BLOCK_TYPES = (

@@ -44,7 +44,7 @@ def _encode_bf16(values: Floats) -> Bytes:
     return rounded.astype("<u2").view(np.uint8)
 
 
-def _join_nibbles(levels: Bytes) -> Bytes:
+def join_nibbles(levels: Bytes) -> Bytes:
     """Return uint8 (n, 16): the first half of each block in the low nibbles, the second in the high ones."""
     low, high = levels[:, :HALF], levels[:, HALF:]
     return (low & np.uint8(15)) | (high << np.uint8(4))
@@ -96,7 +96,7 @@ def _decode_q8_0(blocks: Bytes) -> Floats:
 
 def _encode_q4_0(values: Floats) -> Bytes:
     scale, levels = _symmetric_levels(values, 15)
-    return np.concatenate([half_bytes(scale, "Q4_0"), _join_nibbles(levels)], axis=1)
+    return np.concatenate([half_bytes(scale, "Q4_0"), join_nibbles(levels)], axis=1)
 
 
 def _decode_q4_0(blocks: Bytes) -> Floats:
@@ -107,7 +107,7 @@ def _decode_q4_0(blocks: Bytes) -> Floats:
 
 def _encode_q4_1(values: Floats) -> Bytes:
     scale, low, levels = _affine_levels(values, 15)
-    return np.concatenate([half_bytes(scale, "Q4_1"), half_bytes(low, "Q4_1"), _join_nibbles(levels)], axis=1)
+    return np.concatenate([half_bytes(scale, "Q4_1"), half_bytes(low, "Q4_1"), join_nibbles(levels)], axis=1)
 
 
 def _decode_affine(levels: Bytes, head: Bytes) -> Floats:
@@ -121,7 +121,8 @@ def _decode_q4_1(blocks: Bytes) -> Floats:
     return _decode_affine(_split_nibbles(blocks[:, 4:]), blocks[:, :4])
 
 
-def _fifth_bits(levels: Bytes) -> Bytes:
+def fifth_bits(levels: Bytes) -> Bytes:
+    """Return uint8 (n, 4): bit i of a block is the fifth bit of its level i."""
     return np.packbits(levels >> np.uint8(4), axis=1, bitorder="little")
 
 
@@ -133,7 +134,7 @@ def _join_fifth_bits(packed: Bytes, fifth: Bytes) -> Bytes:
 
 def _encode_q5_0(values: Floats) -> Bytes:
     scale, levels = _symmetric_levels(values, 31)
-    return np.concatenate([half_bytes(scale, "Q5_0"), _fifth_bits(levels), _join_nibbles(levels)], axis=1)
+    return np.concatenate([half_bytes(scale, "Q5_0"), fifth_bits(levels), join_nibbles(levels)], axis=1)
 
 
 def _decode_q5_0(blocks: Bytes) -> Floats:
@@ -145,7 +146,7 @@ def _decode_q5_0(blocks: Bytes) -> Floats:
 def _encode_q5_1(values: Floats) -> Bytes:
     scale, low, levels = _affine_levels(values, 31)
     head: list[AnyArray] = [half_bytes(scale, "Q5_1"), half_bytes(low, "Q5_1")]
-    return np.concatenate([*head, _fifth_bits(levels), _join_nibbles(levels)], axis=1)
+    return np.concatenate([*head, fifth_bits(levels), join_nibbles(levels)], axis=1)
 
 
 def _decode_q5_1(blocks: Bytes) -> Floats:

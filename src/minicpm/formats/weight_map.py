@@ -24,6 +24,11 @@ class WeightEntry:
     block_type: str
     make: Callable[[], Weight]
 
+    @classmethod
+    def of(cls, weight: Weight) -> WeightEntry:
+        """Return the entry of a weight that is there already."""
+        return cls(weight.shape, weight.block_type, lambda: weight)
+
     @property
     def num_bytes(self) -> int:
         """The bytes that the weight takes in its block type."""

@@ -1,0 +1,1 @@
+"""Calibrated rounding into the block types that every reader of GGUF knows."""

@@ -1,0 +1,133 @@
+"""One decoder layer onto grids: four stages, each with the inputs that the matrices rounded before it give.
+
+What this leaves out: the order of layers and what is kept of them (`model.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minicpm.errors import CheckpointError
+from minicpm.formats import blocks
+from minicpm.formats.weight import Weight
+from minicpm.model.layers import DecoderLayer
+from minicpm.quant.rounding import damped, descend, feed_back, inverse_factor, relative_error, round_nearest
+from minicpm.quant.stream import Context, mix, through_pieces
+
+Method = Literal["nearest", "search", "gptq"]
+ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+FEED_FORWARD_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
+PROJECTIONS = (*ATTENTION_INPUTS, "self_attn.o_proj", *FEED_FORWARD_INPUTS, "mlp.down_proj")
+
+
+@dataclass(frozen=True)
+class RoundingSettings:
+    """How a matrix is rounded.
+
+    Attributes:
+        method: `nearest` sees no text; `search` weighs errors by the inputs' squares; `gptq` feeds errors back.
+        damping: the share of the Hessian's mean diagonal that is added to it.
+        sweeps: how often descent goes through a matrix after error feedback.
+    """
+
+    method: Method = "gptq"
+    damping: float = 0.01
+    sweeps: int = 2
+
+
+@dataclass(frozen=True)
+class RoundedMatrix:
+    """A rounded weight and the mean squared error of its outputs over their mean square."""
+
+    weight: Weight
+    error: float
+
+
+def second_moment(inputs: Tensor) -> Tensor:
+    """Return XᵀX/n (C, C) of inputs (…, C)."""
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    return flat.T @ flat / len(flat)
+
+
+def round_matrix(
+    name: str, matrix: Tensor, hessian: Tensor, block_type: str, settings: RoundingSettings, upper: Tensor | None = None
+) -> RoundedMatrix:
+    """Return `matrix` (R, C) in `block_type`.
+
+    Args:
+        name: for messages.
+        matrix: float32.
+        hessian: of its inputs, (C, C).
+        block_type: a key of `GRIDS`, or a float type.
+        settings: how.
+        upper: what `inverse_factor` gives for `hessian`, where it is known.
+
+    Raises:
+        CheckpointError: a Hessian or a weight that is not finite.
+    """
+    if not matrix.isfinite().all():
+        raise CheckpointError(f"{name} holds NaN or infinity; such a model cannot be quantized")
+    if settings.method == "nearest" or block_type in ("F16", "F32", "BF16"):
+        weight = Weight(block_type, tuple(matrix.shape), blocks.encode(block_type, matrix.numpy()))
+    elif settings.method == "search":
+        weight = round_nearest(matrix, block_type, damped(hessian, settings.damping).diagonal()).to_weight()
+    else:
+        upper = inverse_factor(name, hessian, settings.damping) if upper is None else upper
+        rounded = feed_back(matrix, block_type, upper)
+        descend(matrix, damped(hessian, settings.damping), rounded, settings.sweeps)
+        weight = rounded.to_weight()
+    return RoundedMatrix(weight, relative_error(matrix, torch.from_numpy(weight.decode()), hessian))
+
+
+class LayerRounding:
+    """Rounds the matrices of one layer as its inputs pass through it."""
+
+    def __init__(
+        self, name: str, layer: DecoderLayer, block_types: Mapping[str, str], settings: RoundingSettings
+    ) -> None:
+        """Prepare.
+
+        Args:
+            name: of the layer, for messages.
+            layer: float32; its matrices are replaced by rounded ones.
+            block_types: a type for each of `PROJECTIONS`.
+            settings: how.
+        """
+        self.name, self.layer, self.block_types, self.settings = name, layer, block_types, settings
+        self.done: dict[str, RoundedMatrix] = {}
+
+    def run(self, hidden: Tensor, context: Context) -> None:
+        """Round everything and take `hidden` (B, T, E) through the rounded layer, in place."""
+        layer, scale = self.layer, self.layer.residual_scale
+        attention, mlp = layer.self_attn, layer.mlp
+        normed: Tensor = layer.input_layernorm(hidden)
+        self._round(ATTENTION_INPUTS, normed)
+        mixed = mix(context, attention, normed)
+        self._round(("self_attn.o_proj",), mixed)
+        hidden += attention.o_proj(mixed) * scale
+        del mixed
+        normed = layer.post_attention_layernorm(hidden)
+        self._round(FEED_FORWARD_INPUTS, normed)
+        inner = through_pieces(context, normed, lambda x, piece: F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+        self._round(("mlp.down_proj",), inner)
+        hidden += mlp.down_proj(inner) * scale
+
+    def _round(self, names: tuple[str, ...], inputs: Tensor) -> None:
+        hessian = second_moment(inputs)
+        upper = None
+        if self.settings.method == "gptq":
+            upper = inverse_factor(f"{self.name}.{names[0]}", hessian, self.settings.damping)
+        for name in names:
+            linear = self.layer.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            result = round_matrix(
+                f"{self.name}.{name}", linear.weight, hessian, self.block_types[name], self.settings, upper
+            )
+            linear.weight = nn.Parameter(torch.from_numpy(result.weight.decode()), requires_grad=False)
+            self.done[name] = result
