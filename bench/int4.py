@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import gc
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import rows
 
@@ -120,7 +123,7 @@ def main() -> None:
     parser = rows.arguments(__doc__)
     parser.add_argument("--bin", type=Path, help="the folder of llama-quantize and llama-imatrix (else: our nearest)")
     parser.add_argument("--run", help="a model of one's own with widths that are multiples of 256")
-    parser.add_argument("--calibration", default="../shared/data/sft/en_gpteacher_roleplay.jsonl.gz")
+    parser.add_argument("--calibration", default="stdlib:docs")
     parser.add_argument("--windows", type=int, default=48)
     parser.add_argument("--heldout-windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512)
