@@ -11,7 +11,7 @@ export MINICPM_MAKE_PROMPT := $(value PROMPT)
 export MINICPM_MAKE_MODEL := $(or $(value MODEL),smollm2)
 
 .DELETE_ON_ERROR:
-.PHONY: chat test test-all check fix bench clean
+.PHONY: chat test test-all check fix bench web clean
 
 chat: $(VENV)/.installed
 	@if [ -n "$$MINICPM_MAKE_PROMPT" ]; then exec $(BIN)/minicpm chat -- "$$MINICPM_MAKE_MODEL" "$$MINICPM_MAKE_PROMPT"; \
@@ -37,8 +37,16 @@ fix: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
 
+# The built pages are committed, so that nobody needs node to install; after a change under web/ this builds them again.
+web: web/node_modules/.installed
+	npm run --prefix web build
+
+web/node_modules/.installed: web/package.json web/package-lock.json
+	npm ci --prefix web
+	@touch $@
+
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) web/node_modules
 
 # What is missing is said in one line, before pip says it in a hundred.
 $(BIN)/python:

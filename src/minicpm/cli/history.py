@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from minicpm.cli import history_average as averaging
+from minicpm.cli import history_page as page
 from minicpm.cli import history_publishing as publishing
 from minicpm.cli import history_reading as reading
 from minicpm.cli import history_study as study
@@ -17,6 +18,7 @@ def parser() -> Group:
     group = Group("history", "Look into the checkpoints of a run: RUN is its folder, its folder `history`, or a URL.")
     group.add("ls", reading.ls_parser(), reading.ls)
     group.add("show", reading.show_parser(), reading.show)
+    group.add("serve", page.serve_parser(), page.serve)
     group.add("get", writing.get_parser(), writing.get)
     group.add("verify", reading.verify_parser(), reading.verify)
     group.add("lineage", reading.lineage_parser(), reading.lineage)
