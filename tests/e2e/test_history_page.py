@@ -26,6 +26,9 @@ CONFIG = ModelConfig(
     head_dim=16, vocab_size=331, max_position_embeddings=512, scale_emb=12.0, scale_depth=1.4, dim_model_base=24.0,
     torch_dtype="bfloat16",
 )  # fmt: skip
+# Hundreds of checkpoints are written and read in seconds only where each is small.
+SMALL = dataclasses.replace(CONFIG, hidden_size=24, intermediate_size=40, num_attention_heads=3, num_key_value_heads=1,
+                            head_dim=8, vocab_size=40)  # fmt: skip
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -39,8 +42,9 @@ def facts_at(number: int, count: int, parent: str | None = None) -> Facts:
 def write_run(folder: Path, count: int, files: dict[str, bytes], parent: str | None = None) -> None:
     """A run's folder with `count` checkpoints whose weights wander, and the records beside them."""
     random = np.random.default_rng(count)
-    weights = {name: 0.05 * random.standard_normal(shape) for name, shape in CONFIG.weight_shapes().items()}
-    with HistoryWriter(folder / "history", About(CONFIG, "0" * 64), files) as writer:
+    config = CONFIG if count < 100 else SMALL
+    weights = {name: 0.05 * random.standard_normal(shape) for name, shape in config.weight_shapes().items()}
+    with HistoryWriter(folder / "history", About(config, "0" * 64), files) as writer:
         for number in range(count):
             writer.append(
                 facts_at(number, count, parent),

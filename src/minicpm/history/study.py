@@ -86,9 +86,7 @@ class Study:
                 self._layers[key] = {
                     "step": step,
                     "previous": before.step if before is not row else None,
-                    "layers": [
-                        {k: v if k == "name" or math.isfinite(v) else None for k, v in d.items()} for d in found
-                    ],
+                    "layers": [{k: _shown(v) for k, v in d.items()} for d in found],
                 }
             return self._layers[key]
 
