@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--skip-default", action="store_true", help="the model of one's own alone")
     options = parser.parse_args()
+    if options.quick:
+        options.windows, options.tokens, options.heldout_windows = 8, 128, 4
     found: list[rows.Row] = []
     with tempfile.TemporaryDirectory() as folder:
         if options.run:
