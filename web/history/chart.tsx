@@ -32,7 +32,7 @@ export function Chart({ label, points, last, stages, marks, isMarked, onPick }: 
         {stages.map((s) => (
           <g>
             <rect class={`stage ${s.name}`} x={x(s.first)} y={TOP} width={Math.max(x(s.last) - x(s.first), 1)} height={HEIGHT - TOP - BOTTOM} />
-            {x(s.last) - x(s.first) > 45 && <text class="axis" x={x(s.first) + 5} y={TOP + 14}>{s.label}</text>}
+            {x(s.last) - x(s.first) > 64 && <text class="axis" x={x(s.first) + 5} y={TOP + 14}>{s.label}</text>}
           </g>
         ))}
         {ticks.map((t) => <g><line class="grid" x1={LEFT} x2={WIDTH - RIGHT} y1={y(t)} y2={y(t)} /><text class="axis" text-anchor="end" x={LEFT - 6} y={y(t) + 4}>{Number(t.toPrecision(3))}</text></g>)}
