@@ -9,7 +9,7 @@ from typing import Any
 
 from minicpm.cli.conversation import Conversation
 from minicpm.cli.kept_prompt import KeptPrompt, add_prompt_cache
-from minicpm.cli.parser import Parser, UsageError
+from minicpm.cli.parser import Parser, UsageError, add_model
 from minicpm.cli.sampling import add_sampling, sampling_settings
 from minicpm.hub import DEFAULT_MODEL
 
@@ -32,13 +32,7 @@ def parser() -> Parser:
             "minicpm chat smollm2 --prompt-cache notes.cache < notes-and-question.txt",
         ],
     )
-    verb.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help=f"a name that `minicpm models` shows, a GGUF file, or a checkpoint folder (default: {DEFAULT_MODEL})",
-    )
+    add_model(verb, nargs="?", default=DEFAULT_MODEL)
     verb.add_argument("prompt", metavar="PROMPT", nargs="?", help="answer this and leave")
     verb.add_argument("--system", metavar="TEXT", help="the system prompt; default: what the model's template says")
     verb.add_argument("--load", metavar="FILE", type=Path, help="go on with a conversation that /save kept")

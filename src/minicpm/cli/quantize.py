@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minicpm.cli.parser import Parser, UsageError
+from minicpm.cli.parser import Parser, UsageError, add_model
 from minicpm.cli.terminal import note, out, suggest, table
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def parser() -> Parser:
             "minicpm quantize smollm2 small.gguf --to q4_0 --requantize --tasks arc_easy --data DIR --limit 100",
         ],
     )
-    verb.add_argument("model", metavar="MODEL", help="a name that `minicpm models` shows, a GGUF file, or a folder")
+    add_model(verb)
     verb.add_argument("out", metavar="OUT", nargs="?", type=Path, help="the file (default: MODEL-TYPE.gguf)")
     verb.add_argument("--to", required=True, metavar="TYPE", help="q4_0 q4_1 q4_k q5_0 q5_1 q5_k q8_0")
     verb.add_argument(

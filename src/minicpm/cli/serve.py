@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from minicpm.cli.parser import Parser, UsageError
+from minicpm.cli.parser import Parser, UsageError, add_model
 from minicpm.cli.sampling import add_kv_type
 from minicpm.cli.terminal import note
 from minicpm.hub import DEFAULT_MODEL
@@ -26,13 +26,7 @@ def parser() -> Parser:
             "MINICPM_API_KEY=… minicpm serve smollm2 --host 0.0.0.0 --allow-host box.example",
         ],
     )
-    verb.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help=f"a name that `minicpm models` shows, a GGUF file, or a checkpoint folder (default: {DEFAULT_MODEL})",
-    )
+    add_model(verb, nargs="?", default=DEFAULT_MODEL)
     verb.add_argument("--name", metavar="NAME", help="what clients call the model (default: MODEL without its folder)")
     group = verb.add_argument_group("who may ask")
     group.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")

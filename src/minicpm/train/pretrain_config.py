@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from minicpm.architecture import ModelConfig
 from minicpm.data.mixture import Mix, Span, StageMixture, stage_mixture
@@ -15,7 +14,7 @@ from minicpm.data.opening import sources_of
 from minicpm.errors import ConfigError
 from minicpm.train.optim import OptimizerConfig
 from minicpm.train.schedule import ScheduleConfig, stage_bounds
-from minicpm.train.settings import BatchConfig, CheckpointConfig, LoopConfig
+from minicpm.train.settings import BatchConfig, CheckpointConfig, LoopConfig, require_folder_name
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,7 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise ConfigError(f"name must be a plain folder name, got {self.name!r}")
+        require_folder_name(self.name)
         if not self.data and not self.stage:
             raise ConfigError("the run names no data; give data = PATH or at least one [[stage]] with a [[stage.mix]]")
         if self.batch.sequence_length > self.model.max_position_embeddings:
@@ -128,7 +126,7 @@ class PretrainConfig:
             raise ConfigError(f"a decay is wsd-exp, wsd-linear or wsd-sqrt, not {chosen!r}")
         decayed = dataclasses.replace(
             schedule,
-            kind=chosen,  # type: ignore[arg-type]
+            kind=chosen,  # type: ignore[arg-type]  # one of the three above
             total_steps=step + steps,
             # In steps: a share of another total would move the warm-up.
             warmup=float(schedule.warmup_steps),

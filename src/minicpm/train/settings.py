@@ -6,6 +6,7 @@ What this leaves out: the data section, which belongs to whoever makes the batch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from minicpm.errors import ConfigError
@@ -164,6 +165,12 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process writes files and lines."""
         return self.rank == 0
+
+
+def require_folder_name(name: str) -> None:
+    """Raise ConfigError where a run's `name` could not be a folder's."""
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"name must be a plain folder name, got {name!r}")
 
 
 class RunConfig(Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from minicpm.errors import ConfigError
@@ -15,7 +14,7 @@ from minicpm.model.lora import LoRASettings
 from minicpm.tokenizer.chat import TrainedTurns
 from minicpm.train.optimizer_config import OptimizerConfig
 from minicpm.train.schedule import ScheduleConfig
-from minicpm.train.settings import BatchConfig, CheckpointConfig, LoopConfig
+from minicpm.train.settings import BatchConfig, CheckpointConfig, LoopConfig, require_folder_name
 
 Goal = Literal["sft", "dpo"]
 Method = Literal["full", "lora", "qlora"]
@@ -117,8 +116,7 @@ class TuneConfig:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
-            raise ConfigError(f"name must be a plain folder name, got {self.name!r}")
+        require_folder_name(self.name)
         if not self.base:
             raise ConfigError("base must name a model, such as smollm2 or runs/nano@2000")
         if self.epochs < 0:
