@@ -85,10 +85,10 @@ def measure(method: str, preset: str, length: int) -> dict[str, float]:
     ]  # fmt: skip
     config = configuration.load(TuneConfig, None, words)
     base = random_checkpoint(preset)
-    plan = make_tune_plan(base.config, config)  # type: ignore[attr-defined]
-    state = make_tune_state(config, base, torch.device("cpu"))  # type: ignore[arg-type]
+    plan = make_tune_plan(base.config, config)
+    state = make_tune_state(config, base, torch.device("cpu"))
     loaded = peak_bytes()
-    ids = np.random.default_rng(1).integers(0, base.config.vocab_size, (1, length + 1))  # type: ignore[attr-defined]
+    ids = np.random.default_rng(1).integers(0, base.config.vocab_size, (1, length + 1))
     documents, positions = np.zeros((1, length), np.int32), np.arange(length, dtype=np.int32)[None]
     batch = Batch(0, ids[:, :-1], ids[:, 1:], documents, positions, np.zeros(1, np.int32), ("random",), ())
     loss = pretraining_loss(torch.device("cpu"), False)

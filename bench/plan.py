@@ -73,7 +73,7 @@ def train(name: str, steps: int, home: Path) -> Run:
     rates = [row["tokens_per_second"] for row in metrics if "loss" in row]
     return Run(
         planned_bytes=amount(r"together +([\d.]+) (\wB)", said),
-        planned_rate=float(re.search(r"about ([\d,]+) tokens a second", said)[1].replace(",", "")),  # type: ignore[index]
+        planned_rate=float(re.search(r"about ([\d,]+) tokens a second", said)[1].replace(",", "")),
         peak_bytes=peak,
         # The first steps compile.
         rate=statistics.median(rates[len(rates) // 2 :]),

@@ -120,7 +120,7 @@ def train_llama(home: Path, config: PretrainConfig) -> None:
         for group in optimizer.param_groups:
             group["lr"] = schedules.lr(config.schedule, step)
         loss = llama_loss(peer, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

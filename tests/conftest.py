@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from minicpm.hub import resolve
 # Before anything imports the standard library's distutils: torch's compiler imports setuptools, which refuses to come
 # second. Without torch it need not be there.
 with contextlib.suppress(ImportError):
-    import setuptools  # noqa: F401
+    importlib.import_module("setuptools")
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def trainer(shape: tuple[int, int, int, int], rows: int) -> None:
 
     ids = tokens(rows)[:, :-1].contiguous()
 
-    class Rows(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    class Rows(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
             while True:
                 for row in ids:

@@ -123,7 +123,7 @@ def test_drafts_change_no_token(make_engine: MakeEngine) -> None:
     plain = alone(make_engine(), requests(speculate="off"))
     engine = make_engine()
     # Every row is worth computing to this clock.
-    engine._speculator.times.predict = lambda num_rows: num_rows**-2.0  # type: ignore[method-assign]
+    engine._speculator.times.predict = lambda num_rows: num_rows**-2.0
     assert_same(complete(engine, *requests()), plain)
     assert engine.load.num_drafted_tokens > 0
 

@@ -66,7 +66,7 @@ class Reader(threading.Thread):
                 exact = weights_at(step)["model.embed_tokens.weight"].decode()
                 assert abs(found - exact).max() <= (0.0 if row.precision == "exact" else 0.5 * exact.std())
         except (CheckpointError, AssertionError) as error:
-            self.problems.append(error)  # type: ignore[arg-type]
+            self.problems.append(error)
             return
         self.lengths.append(len(history))
 

@@ -142,11 +142,11 @@ def row_of(batch: Batch, reference: object) -> Batch:
 
 
 def slopes(ready: object, batches: list[Batch], factor: float) -> tuple[float, dict[str, Tensor]]:
-    state = make_state(ready)  # type: ignore[arg-type]
+    state = make_state(ready)
     loss = pretraining_loss(torch.device("cpu"), False)
     total = 0.0
     for batch in batches:
         part = loss(state.model, batch, factor).total
-        part.backward()  # type: ignore[no-untyped-call]
+        part.backward()
         total += float(part.detach())
     return total, {name: grad.clone() for name, grad in state.optimizer.collected().items()}

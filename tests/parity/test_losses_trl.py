@@ -110,8 +110,8 @@ def test_judged_answers(numbers: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def check(loss: Tensor, expected: Tensor, ours: Tensor, theirs: Tensor) -> None:
     assert abs(float(loss.detach()) - float(expected.detach())) <= 1e-6
-    loss.backward()  # type: ignore[no-untyped-call]
-    expected.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
+    expected.backward()
     assert ours.grad is not None
     assert theirs.grad is not None
     assert float(ours.grad.abs().max()) > 1e-3

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minicpm.cli.parser import Parser
 from minicpm.cli.run_options import add_memory, memory_of, run_to_end
 from minicpm.cli.terminal import note
 from minicpm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minicpm.data.mixture import MixKind
 
 
 def parser() -> Parser:
@@ -72,7 +76,7 @@ def parse_start(text: str) -> tuple[Path, int]:
     return Path(folder), int(step)
 
 
-def parse_share(text: str, kind: str) -> tuple[str, float, str]:
+def parse_share(text: str, kind: MixKind) -> tuple[str, float, MixKind]:
     """Return (path, share, kind) of PATH:SHARE.
 
     Raises:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minicpm.engine.opening import open_language_model
+from minicpm.engine.sequence import Speculation
 from minicpm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def measure_gains(
         return [_measure(model, text, prompt, speculate, rounds) for text, prompt in PROMPTS.items()]
 
 
-def _measure(model: LanguageModel, text: str, prompt: str, speculate: str, rounds: int) -> Gain:
+def _measure(model: LanguageModel, text: str, prompt: str, speculate: Literal["ngram", "draft"], rounds: int) -> Gain:
     ids = model.encode_prompt(prompt)
     if len(ids) + NUM_TOKENS > model.context_length:
         raise EngineError(
@@ -64,11 +65,11 @@ def _measure(model: LanguageModel, text: str, prompt: str, speculate: str, round
         )
     # No end token stops it: both ways make the same number of tokens.
     settings: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": NUM_TOKENS, "logit_bias": _no_end(model)}
-    paces: dict[str, list[float]] = {speculate: [], "off": []}
+    paces: dict[Speculation, list[float]] = {speculate: [], "off": []}
     last = {}
     for _ in range(rounds):
         for way, found in paces.items():
-            (last[way],) = model.generate([ids], speculate=way, **settings)  # type: ignore[arg-type]
+            (last[way],) = model.generate([ids], speculate=way, **settings)
             found.append(last[way].tokens_per_second or 0.0)
     reply = last[speculate]
     return Gain(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,7 +215,7 @@ def _write_survivors(folder: Path, first: _FirstPass, copies: NDArray[np.int64])
             lines = stack.enter_context(passed.open("rb"))
             raw = stack.enter_context((folder / f"{name}.jsonl.gz").open("wb"))
             # Without a name and a time in its head, equal rows make an equal file.
-            packed: IO[bytes] = stack.enter_context(gzip.GzipFile("", "wb", 3, raw, mtime=0))  # type: ignore[arg-type]
+            packed = stack.enter_context(gzip.GzipFile("", "wb", 3, raw, mtime=0))
             for number, line in enumerate(lines, start=facts["first"]):
                 if copies[number] == number:
                     packed.write(line)

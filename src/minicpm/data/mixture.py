@@ -17,7 +17,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from minicpm.data.packing import RowPlan
 from minicpm.data.permutation import key_of, permute
 from minicpm.errors import ConfigError, DataError
+
+MixKind: TypeAlias = Literal["text", "rows"]
 
 # Rows of the repeating table: shares are met to 1/65,536, and its arrays stay below a megabyte.
 _CYCLE_ROWS = 1 << 16
@@ -48,7 +50,7 @@ class Mix:
     weight: float
     path: str = ""
     field: str = "text"
-    kind: Literal["text", "rows"] = "text"
+    kind: MixKind = "text"
     max_epochs: float = 0.0
 
     def __post_init__(self) -> None:

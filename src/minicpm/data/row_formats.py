@@ -124,13 +124,14 @@ def _conversation(row: Row, shape: str) -> Example:
     list_name = {"messages": "messages", "sharegpt": "conversations"}.get(base, base)
     if messages[-1]["role"] != "assistant":
         raise _FieldError(f"{list_name!r} ends with the role {messages[-1]['role']!r}; it must end with an answer")
-    is_good, kind = True, "conversation"
+    is_good = True
+    kind: Kind = "conversation"
     if shape.startswith("judged/"):
         name = next(name for name in _LABELS if name in fields)
         is_good, kind = fields[name], "judged"
         if not isinstance(is_good, bool):
             raise _FieldError(f"{name!r} is {is_good!r}, expected true or false")
-    return Example(kind, shape, tuple(messages), row.where, is_good=is_good, tools=_tools(fields))  # type: ignore[arg-type]
+    return Example(kind, shape, tuple(messages), row.where, is_good=is_good, tools=_tools(fields))
 
 
 def _preference(row: Row, shape: str) -> Example:

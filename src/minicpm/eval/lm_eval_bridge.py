@@ -20,7 +20,7 @@ _DEFAULT_NEW_TOKENS = 256
 
 
 @register_model("minicpm")
-class MiniCPMLM(LM):  # type: ignore[misc, unused-ignore]
+class MiniCPMLM(LM):  # type: ignore[misc, unused-ignore]  # untyped, or not installed
     """A model of ours, opened by name or path, behind the harness's interface."""
 
     def __init__(self, model: str | EvaluatedModel, **settings: Any) -> None:

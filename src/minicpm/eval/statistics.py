@@ -51,7 +51,7 @@ def perplexity(metric: str, logprobs: Sequence[float], weights: Sequence[float],
     rate = -math.fsum(logprobs) / total
     stderr = math.nan
     if count > 1:
-        squares = math.fsum((-l - rate * w) ** 2 for l, w in zip(logprobs, weights, strict=True))  # noqa: E741
+        squares = math.fsum((-logprob - rate * weight) ** 2 for logprob, weight in zip(logprobs, weights, strict=True))
         stderr = math.sqrt(squares * count / (count - 1)) / total
     if is_bits:
         return Figure(metric, rate / math.log(2), stderr / math.log(2), count)

@@ -179,15 +179,15 @@ class History:
         Raises:
             CheckpointError: no such step (with the nearest), a precision that is not there, or a damaged manifest.
         """
-        if (step is None) == (tokens is None):
-            raise CheckpointError("give either a step or tokens=")
         if precision not in PRECISIONS:
             raise CheckpointError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
-        if tokens is not None:
+        if step is not None and tokens is None:
+            row = self.row(step)
+        elif tokens is not None and step is None:
             self._require_any()
             row = min(self.rows, key=lambda r: abs(r.tokens - tokens))
         else:
-            row = self.row(step)  # type: ignore[arg-type]
+            raise CheckpointError("give either a step or tokens=")
         if precision == "exact" and row.precision != "exact":
             raise CheckpointError(
                 f"{self.place.name}: of step {row.step} only the base layer was published; ask for precision base"

@@ -46,7 +46,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, out_features) for (…, in_features)."""
-        result: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        result: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
         return result
 
 

@@ -85,5 +85,5 @@ def quick_round(matrix: Tensor, grid: Grid) -> Tensor:
 def _fold(layer: DecoderLayer, names: Sequence[str], before: Tensor, scale: Tensor) -> None:
     """Multiply the columns of the matrices called `names` by `scale`, and divide what makes their inputs."""
     for name in names:
-        layer.get_submodule(name).weight.mul_(scale)  # type: ignore[operator]
+        layer.get_parameter(f"{name}.weight").mul_(scale)
     before.div_(scale if before.dim() == 1 else scale[:, None])

@@ -79,8 +79,9 @@ def create_app(model: LanguageModel, settings: ServeSettings) -> ASGIApp:
         app.add_api_route(
             verb.path, _endpoint(service, verb), methods=[verb.method], response_model=None, name=verb.answer.__name__
         )
-    app.add_exception_handler(ApiError, _answer_error)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _answer_http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(ApiError, _answer_error)  # type: ignore[arg-type]  # called with this class only
+    app.add_exception_handler(HTTPException, _answer_http_error)  # type: ignore[arg-type]  # the same
+    # FastAPI's documented way to describe an API oneself.
     app.openapi = functools.cache(functools.partial(_describe, app, bool(settings.api_keys)))  # type: ignore[method-assign]
     guarded: ASGIApp = Guard(app, settings)
     if settings.allowed_origins:

@@ -22,12 +22,13 @@ from minicpm.serve.settings import Caps
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
     from minicpm.serve.fields import ResponseFormat
     from minicpm.tokenizer import Tokenizer
 
 # A small model may go on with white space for ever, so none is free; the commas and colons are those that models write.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _NUM_KEPT = 32
 
 
@@ -144,7 +145,7 @@ def grammar_of(chosen: ResponseFormat) -> str:
     try:
         match chosen.type:
             case "json_object":
-                return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON_STYLE)  # type: ignore[arg-type]
+                return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON_STYLE)
             case "json_schema":
                 schema = _styled(chosen.json_schema.schema_)
                 return LLMatcher.grammar_from_json_schema(json.dumps(schema))
@@ -191,4 +192,4 @@ class _Vocabulary:
 def _read_vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
     from llguidance import LLTokenizer
 
-    return LLTokenizer(_Vocabulary(tokenizer), eos_token=sorted(tokenizer.eos_ids))  # type: ignore[arg-type]
+    return LLTokenizer(_Vocabulary(tokenizer), eos_token=sorted(tokenizer.eos_ids))  # type: ignore[arg-type]  # known by its attributes

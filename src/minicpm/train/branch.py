@@ -9,14 +9,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from minicpm.data.mixture import Mix, StageMixture, stage_mixture
+from minicpm.data.mixture import Mix, MixKind, StageMixture, stage_mixture
 from minicpm.errors import ConfigError
 from minicpm.train.pretrain_config import PretrainConfig
 from minicpm.train.run_start import Start, recorded_config
 
 
 def branch_config(
-    start: Start, parent: Path, steps: int, kind: str, shares: Sequence[tuple[str, float, str]]
+    start: Start, parent: Path, steps: int, kind: str, shares: Sequence[tuple[str, float, MixKind]]
 ) -> PretrainConfig:
     """Return the configuration of a decay of `steps` from `start`, a checkpoint of the run in folder `parent`.
 
@@ -47,7 +47,7 @@ def branch_config(
     return dataclasses.replace(config, data="", stage=mixed_stages(config, shares)) if shares else config
 
 
-def mixed_stages(config: PretrainConfig, shares: Sequence[tuple[str, float, str]]) -> tuple[StageMixture, ...]:
+def mixed_stages(config: PretrainConfig, shares: Sequence[tuple[str, float, MixKind]]) -> tuple[StageMixture, ...]:
     """Return the stages with `shares` in the decay, the others of the decay scaled down to what is left."""
     added = sum(share for _, share, _ in shares)
     if added >= 1:
@@ -61,6 +61,6 @@ def mixed_stages(config: PretrainConfig, shares: Sequence[tuple[str, float, str]
         while name in taken:
             name += "+"
         taken.add(name)
-        mixes.append(Mix(name, share, path, kind=kind))  # type: ignore[arg-type]
+        mixes.append(Mix(name, share, path, kind=kind))
     others = tuple(stage for stage in config.stages if stage.name != "decay")
     return (*others, StageMixture(mix=tuple(mixes), name="decay", normalise=True))

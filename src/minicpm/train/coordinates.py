@@ -66,7 +66,7 @@ def _one_width(config: ModelConfig, steps: int, lr: float, is_mup: bool, seed: i
         total, _losses = linear_cross_entropy(
             hidden, state.model.head_weight, ids[:, 1:], divisor=config.logit_divisor, factor=1 / ids[:, 1:].numel()
         )
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         state.optimizer.update(lr)
     return found
 

@@ -79,7 +79,7 @@ def embed(model: MiniCPM, input_ids: Tensor) -> Tensor:
     embedding = model.model.embed_tokens
     if not isinstance(embedding, nn.Embedding) or not embedding.weight.requires_grad:
         return model.embed(input_ids)
-    looked_up: Tensor = _Embedding.apply(input_ids, embedding.weight)  # type: ignore[no-untyped-call]
+    looked_up: Tensor = _Embedding.apply(input_ids, embedding.weight)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
     return looked_up * model.config.scale_emb
 
 
@@ -109,6 +109,7 @@ def decoder_layer(
     v = project(attention.v_proj, x).view(split).transpose(1, 2)  # (B, K, T, D)
     if attention.is_grouped:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    # torch gives `apply` no types.
     out: Tensor = _Attention.apply(q, k, v, mask, starts, attention.scale, is_widened)  # type: ignore[no-untyped-call]
     merged = project(attention.o_proj, out.transpose(1, 2).reshape(batch, length, -1))
     h = h + merged * layer.residual_scale

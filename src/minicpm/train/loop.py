@@ -157,7 +157,7 @@ def _forward_and_backward(
         value = float(parts.total.detach()) / scale
         if not math.isfinite(value):
             _stop(state, work, batches, step, f"the loss is {value}", on_failure)
-        parts.total.backward()  # type: ignore[no-untyped-call]
+        parts.total.backward()
         loss += value
         add_sums(sums, parts.sums)
     return loss, sums

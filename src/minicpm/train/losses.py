@@ -67,9 +67,9 @@ def linear_cross_entropy(
         flat, targets = flat[index], targets[index]
     rows = rows or even_rows(len(targets), chunk_rows(weight.shape[0]))
     if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
-        total, losses = _ChunkedCrossEntropy.apply(
+        total, losses = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch gives `apply` no types
             flat, weight, targets, divisor, factor, rows, is_compiled, is_widened
-        )  # type: ignore[no-untyped-call]
+        )
     else:
         losses = _losses(flat, weight, targets, divisor, rows)
         total = losses.sum() * factor
@@ -175,7 +175,7 @@ def linear_token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, divisor
     flat, kept = hidden.reshape(-1, hidden.shape[-1])[index], targets.reshape(-1)[index]
     rows = even_rows(len(kept), chunk_rows(weight.shape[0]))
     if torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad):
-        losses = _TokenCrossEntropy.apply(flat, weight, kept, divisor, rows)  # type: ignore[no-untyped-call]
+        losses = _TokenCrossEntropy.apply(flat, weight, kept, divisor, rows)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
     else:
         losses = _losses(flat, weight, kept, divisor, rows)
     whole = torch.zeros(shape.numel(), dtype=torch.float32, device=hidden.device)

@@ -59,7 +59,7 @@ class Optimizer:
         self.grads: dict[str, Tensor] = {}
         self._is_fresh: set[str] = set()
         for name, parameter in self.parameters.items():
-            parameter.register_post_accumulate_grad_hook(self._collector(name))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._collector(name))
         self.moments = self._make_moments(masters or {})
 
     def _make_moments(self, masters: Mapping[str, Tensor]) -> Moments:

@@ -154,9 +154,9 @@ def test_rows_carry_their_mask(tokenizer: Tokenizer, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
     for turns in ("last", "all"):
         folder = tmp_path / turns
-        manifest = tokenize_rows([str(file)], tokenizer, folder, trained_turns=turns)  # type: ignore[arg-type]
+        manifest = tokenize_rows([str(file)], tokenizer, folder, trained_turns=turns)
         shards = TokenShards.open(folder, fingerprint(tokenizer))
-        rows = [build_labels(tokenizer, m, trained_turns=turns) for m in messages]  # type: ignore[arg-type]
+        rows = [build_labels(tokenizer, m, trained_turns=turns) for m in messages]
         for index, row in enumerate(rows):
             start, stop = int(shards.bounds[index]), int(shards.bounds[index + 1])
             assert shards.document(index).tolist() == row.ids

@@ -96,8 +96,8 @@ def test_control_tokens_and_their_template(tmp_path: Path) -> None:
     tokenizer = train_vocabulary([TEXT] * 20, tmp_path, config)
     ids = tokenizer.apply_chat([{"role": "user", "content": "<|im_end|>"}])
     start, end = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
-    assert ids.count(start) == 2  # type: ignore[arg-type]
-    assert ids.count(end) == 1  # type: ignore[arg-type]
+    assert ids.count(start) == 2
+    assert ids.count(end) == 1
     assert end in tokenizer.eos_ids
     assert tokenizer.render_chat([{"role": "user", "content": "x"}]).startswith("<|im_start|>user\nx<|im_end|>")
 
@@ -134,4 +134,4 @@ def test_settings_that_cannot_be() -> None:
         ({"max_characters": 0}, "max_characters must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
-            VocabularyConfig(**fields)  # type: ignore[arg-type]
+            VocabularyConfig(**fields)

@@ -173,7 +173,7 @@ def test_ctrl_c_while_it_writes_leaves_everything_as_it_was(tiny_config: ModelCo
             signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
-    draft._decoder.step = interrupted  # type: ignore[method-assign]
+    draft._decoder.step = interrupted
     num_interrupts = 0
     while engine.has_work:
         try:

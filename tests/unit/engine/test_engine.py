@@ -243,7 +243,7 @@ def test_cancelling_while_the_step_runs(tiny_config: ModelConfig) -> None:
         assert one.is_finished
         return step(*arguments)
 
-    decoder.step = cancelling  # type: ignore[method-assign]
+    decoder.step = cancelling
     list(run_all(engine))
     assert one.new_ids == []
     assert is_greedy(decoder, other)
@@ -266,7 +266,7 @@ def test_after_ctrl_c_the_same_step_runs_again(tiny_config: ModelConfig, moment:
             signal.raise_signal(signal.SIGINT)
         return out
 
-    decoder.step = interrupted  # type: ignore[method-assign]
+    decoder.step = interrupted
     num_interrupts, texts = 0, []
     while engine.has_work:
         try:
@@ -274,7 +274,7 @@ def test_after_ctrl_c_the_same_step_runs_again(tiny_config: ModelConfig, moment:
         except KeyboardInterrupt:
             num_interrupts += 1
     assert num_interrupts == 5
-    decoder.step = step  # type: ignore[method-assign]
+    decoder.step = step
     fresh, _ = reference_engine(tiny_config)
     calm = complete(fresh, *(Request(prompt_of(40, i), Sampler(seed=i), max_new_tokens=5) for i in range(3)))
     assert [s.new_ids for s in sequences] == [s.new_ids for s in calm]

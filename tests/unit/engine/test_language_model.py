@@ -256,7 +256,7 @@ def test_embeddings(model: LanguageModel, tiny_config: ModelConfig) -> None:
     assert model.embed(texts[1], pooling="last", normalize=False)[0] == pytest.approx(hidden[-1], abs=1e-4)
     assert model.embed([]).shape == (0, 96)
     with pytest.raises(EngineError, match="'mean' or 'last', got 'max'"):
-        model.embed("x", pooling="max")  # type: ignore[arg-type]
+        model.embed("x", pooling="max")
 
 
 # ---------------------------------------------------------------------- settings

@@ -160,7 +160,7 @@ def test_blocks_of_refused_drafts_are_given_back(tiny_config: ModelConfig) -> No
         is_generating = chunks[0].num_tokens == 1
         return [Chunk(sequence, chunks[0].num_tokens, [330] * 9 if is_generating else ())]
 
-    engine._speculator.draft = draft  # type: ignore[method-assign]
+    engine._speculator.draft = draft
     engine.step()
     engine.step()
     assert (sequence.num_drafted_tokens, sequence.num_accepted_tokens) == (9, 0)
@@ -179,7 +179,7 @@ def test_cancelling_between_draft_and_step(tiny_config: ModelConfig) -> None:
         engine.cancel(one)
         return draft(chunks)
 
-    engine._speculator.draft = cancelling  # type: ignore[method-assign]
+    engine._speculator.draft = cancelling
     events = list(run_all(engine))
     assert {event.sequence for event in events} == {other}
     assert len(other.new_ids) == 4
@@ -206,7 +206,7 @@ def test_text_that_repeats_is_drafted_from_itself(tiny_config: ModelConfig) -> N
 
 def test_an_unknown_source_of_drafts_is_refused() -> None:
     with pytest.raises(EngineError, match="speculate must be one of ngram, draft, off, got 'magic'"):
-        Request([1], speculate="magic")  # type: ignore[arg-type]
+        Request([1], speculate="magic")
 
 
 # ---------------------------------------------------------------------- how long a draft pays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -66,8 +67,8 @@ class Letters:
         return "?"
 
 
-def reply(text: str, *, stops: list[str] = [], limit: int = 100, end: str = "$") -> tuple[list[str], str | None]:  # noqa: B006
-    ending = Ending(Letters(), end_ids={ord(end)}, stops=stops, max_new_tokens=limit)
+def reply(text: str, *, stops: Sequence[str] = (), limit: int = 100, end: str = "$") -> tuple[list[str], str | None]:
+    ending = Ending(Letters(), end_ids={ord(end)}, stops=list(stops), max_new_tokens=limit)
     pieces = []
     for letter in text:
         piece, reason = ending.push(ord(letter))
@@ -101,6 +102,6 @@ def test_stop_texts_must_be_texts_with_something_to_find_them_in() -> None:
     with pytest.raises(ConfigError, match="not empty, got ''"):
         StopTexts(["a", ""])
     with pytest.raises(ConfigError, match="got 3"):
-        StopTexts([3])  # type: ignore[list-item]
+        StopTexts([3])
     with pytest.raises(ConfigError, match="need a tokenizer"):
         Ending(None, end_ids=frozenset(), stops=["x"], max_new_tokens=1)

@@ -42,7 +42,7 @@ def chat(tmp_path: Path) -> Path:
 
 def recipe(chat: Path, **changes: object) -> Recipe:
     fields: dict[str, object] = {"calibration": (str(chat),), "windows": 12, "window_tokens": 128, "heldout_windows": 4}
-    return Recipe(**(fields | changes))  # type: ignore[arg-type]
+    return Recipe(**(fields | changes))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -53,7 +53,7 @@ def test_only_one_weight_is_alive(tmp_path: Path, tiny_config: ModelConfig) -> N
     def make(weight: Weight) -> Weight:
         nonlocal alive, most
         data = weight.data.copy().view(Counted)
-        data.is_counted = True  # type: ignore[attr-defined]
+        data.is_counted = True
         alive += 1
         most = max(most, alive)
         return Weight(weight.block_type, weight.shape, data)

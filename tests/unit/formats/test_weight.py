@@ -43,6 +43,6 @@ def test_data_must_fit_shape_and_type() -> None:
     ):
         Weight("Q8_0", (2, 64), np.zeros((2, 64), np.uint8))
     with pytest.raises(FormatError, match="got float32"):
-        Weight("F32", (2, 4), np.zeros((2, 16), np.float32))  # type: ignore[arg-type]
+        Weight("F32", (2, 4), np.zeros((2, 16), np.float32))
     with pytest.raises(FormatError, match="at least one axis"):
         Weight.from_array(np.float32(1).reshape(()))

@@ -47,7 +47,7 @@ def make_history(tiny_config: ModelConfig, tmp_path: Path) -> Callable[..., Path
     """Write the given steps into a new folder."""
 
     def make(steps: tuple[int, ...] = STEPS, name: str = "history", **settings: int) -> Path:
-        about = About(tiny_config, "0" * 64, {"config": {"name": "tiny"}}, **settings)  # type: ignore[arg-type]
+        about = About(tiny_config, "0" * 64, {"config": {"name": "tiny"}}, **settings)
         files = {"tokenizer_config.json": json.dumps({"model_max_length": 512}).encode()}
         with HistoryWriter(tmp_path / name, about, files) as writer:
             for step in steps:

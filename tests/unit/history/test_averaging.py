@@ -32,7 +32,7 @@ def test_shares_sum_to_one_and_are_what_they_say() -> None:
         (("ema", 3, 1.0), "beta must lie between 0 and 1"),
     ):
         with pytest.raises(ConfigError, match=message):
-            coefficients(*arguments[:2], beta=(*arguments, 0.8)[2])  # type: ignore[arg-type]
+            coefficients(*arguments[:2], beta=(*arguments, 0.8)[2])
 
 
 def test_wsm_is_the_decay_that_it_stands_for() -> None:

@@ -110,7 +110,7 @@ def test_what_a_thinning_coded_anew_is_the_same_checkpoint(
     assert (public / "index.json").read_bytes() == published
     # Other weights under the same step are not.
     different = History(make_history(STEPS[:3], "different"))
-    with HistoryWriter(different.place.path) as writer:  # type: ignore[attr-defined]
+    with HistoryWriter(different.place.path) as writer:
         writer.append(facts_at(150), weights_at(tiny_config, 200))
     different.refresh()
     with pytest.raises(CheckpointError, match="has another checkpoint of step 150, with other weights"):
@@ -138,7 +138,7 @@ def test_destinations_that_are_no_good(make_history: Make, tmp_path: Path, monke
         send(source, closed, [50])
     with pytest.raises(CheckpointError, match="no checkpoint of step 51"):
         send(source, tmp_path / "new", [51])
-    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(CheckpointError, match=r"no room at .*new: [\d,]+ bytes are to come, 1 are free"):
         send(source, tmp_path / "new", [50])
     assert not (tmp_path / "new").exists()

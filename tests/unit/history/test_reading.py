@@ -68,7 +68,7 @@ def test_one_tensor_through_all_steps_decodes_each_frame_once(
 
     def counting(self: Decoder, extents: list[object], where: str) -> object:
         fetched.append(len(extents))
-        return real(self, extents, where)  # type: ignore[arg-type]
+        return real(self, extents, where)
 
     monkeypatch.setattr(Decoder, "_fetch", counting)
     for step, array in history.iter_tensor(NAME):

@@ -72,7 +72,7 @@ def test_a_16_bit_model_and_autocast_generate(tiny_config: ModelConfig) -> None:
 def test_settings_out_of_range_are_refused(tiny_config: ModelConfig, change: dict[str, float]) -> None:
     arguments = {"max_new_tokens": 1} | change
     with pytest.raises(ConfigError, match="generation needs"):
-        generate(MiniCPM(tiny_config), torch.tensor([[1]]), **arguments)  # type: ignore[arg-type]
+        generate(MiniCPM(tiny_config), torch.tensor([[1]]), **arguments)
 
 
 def test_an_empty_prompt_is_refused(tiny_config: ModelConfig) -> None:

@@ -153,7 +153,7 @@ def test_targets_that_cannot_be_are_refused(tiny_config: ModelConfig) -> None:
         wrap(model, LoRASettings())
     for change in ({"rank": 0}, {"targets": ()}, {"dropout": 1.0}):
         with pytest.raises(ConfigError, match="LoRA needs rank"):
-            LoRASettings(**change)  # type: ignore[arg-type]
+            LoRASettings(**change)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_model_in_blocks_computes_and_trains_as_the_decoded_one(tiny_config: M
     ):
         wrap(model, LoRASettings(rank=3), seed=2)
         for adapter in adapters(model).values():
-            torch.nn.init.normal_(adapter.lora_B, std=0.1, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr, arg-type]
+            torch.nn.init.normal_(adapter.lora_B, std=0.1, generator=torch.Generator().manual_seed(1))
         logits = model(ids)
         logits.square().mean().backward()
         found.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))

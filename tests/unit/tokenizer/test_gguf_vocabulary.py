@@ -40,7 +40,7 @@ def test_scores_follow_from_the_merges_of_a_json(spm: Tokenizer, tmp_path: Any) 
 
 def test_user_defined_pieces_are_written_as_normal_ones(spm: Tokenizer) -> None:
     newline = spm.token_id("\n")
-    assert spm.vocabulary.types[newline] == 4  # type: ignore[index]
+    assert spm.vocabulary.types[newline] == 4
     assert spm.to_gguf_metadata()["tokenizer.ggml.token_type"][newline] == 1
 
 

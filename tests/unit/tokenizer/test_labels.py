@@ -45,7 +45,7 @@ def test_minicpm_row_with_all_answers(spm: Tokenizer) -> None:
 
 def test_chatml_row(bpe: Tokenizer) -> None:
     for turns, contents in (("last", CHAT[-1:]), ("all", CHAT[2::2])):
-        row = build_labels(bpe, CHAT, trained_turns=turns)  # type: ignore[arg-type]
+        row = build_labels(bpe, CHAT, trained_turns=turns)
         assert row.ids == bpe.apply_chat(CHAT, add_generation_prompt=False)[:-1], "all but the last newline"
         expected = [i for message in contents for i in [*bpe.encode(message["content"]), 2]]
         assert trained(row) == expected
@@ -100,7 +100,7 @@ def test_rows_that_cannot_be_trained_on(bpe: Tokenizer, messages: Any, complaint
 
 def test_settings_that_cannot_work(bpe: Tokenizer, spm: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="'last' and 'all'"):
-        build_labels(bpe, CHAT, trained_turns="first")  # type: ignore[arg-type]
-    rewriting = Tokenizer(bpe._backend, bpe.vocabulary, "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")  # fmt: skip # noqa: E501
+        build_labels(bpe, CHAT, trained_turns="first")
+    rewriting = Tokenizer(bpe._backend, bpe.vocabulary, "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")  # fmt: skip # noqa: E501 -- a template stays on one line
     with pytest.raises(ConfigError, match="rewrites what comes before"):
         build_labels(rewriting, CHAT)

@@ -190,7 +190,7 @@ def test_content_parts_and_tool_calls() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     calls = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     assert render("{{ messages[0].tool_calls[0].function.arguments.x }}", calls) == "1"
-    assert call["function"]["arguments"] == '{"x": 1}'  # type: ignore[index]
+    assert call["function"]["arguments"] == '{"x": 1}'
 
 
 FORGERIES = [

@@ -34,7 +34,7 @@ def test_fused_moves_as_unfused(states: str, tiny_config: ModelConfig) -> None:
     for is_fused in (False, True):
         torch.manual_seed(1)
         model = initialize(MiniCPM(tiny_config), seed=5)
-        config = OptimizerConfig(masters="none", states=states, is_fused=is_fused, clip_grad=0.0)  # type: ignore[arg-type]
+        config = OptimizerConfig(masters="none", states=states, is_fused=is_fused, clip_grad=0.0)
         optimizer = make_optimizer(model, config, {}, {})
         norms = [step_of(model, optimizer, seed) for seed in range(3)]
         assert not any(parameter.grad is not None for parameter in model.parameters())
@@ -49,7 +49,7 @@ def test_without_masters_float32_moves_as_with_them(tiny_config: ModelConfig) ->
     found = []
     for masters in ("float32", "none"):
         model = initialize(MiniCPM(tiny_config), seed=5)
-        optimizer = make_optimizer(model, OptimizerConfig(masters=masters), {}, {})  # type: ignore[arg-type]
+        optimizer = make_optimizer(model, OptimizerConfig(masters=masters), {}, {})
         for seed in range(3):
             step_of(model, optimizer, seed)
         found.append({n: p.detach().clone() for n, p in model.named_parameters()})

@@ -94,9 +94,9 @@ def test_a_broken_weight_is_named(two_layers: ModelConfig, make_tiny_work: MakeW
     state = fresh(two_layers)
     seen: list[dict[str, Any]] = []
     with torch.no_grad():
-        state.model.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")  # type: ignore[union-attr, index, operator]
+        state.model.model.layers[1].mlp.up_proj.weight[3, 4] = float("inf")
     with pytest.raises(TrainingStopped):
-        run(state, make_tiny_work(two_layers), on_failure=lambda state, facts: seen.append(facts) or "")  # type: ignore[func-returns-value]
+        run(state, make_tiny_work(two_layers), on_failure=lambda state, facts: seen.append(facts) or "")
     assert seen[0]["first_bad_weight"] == "model.layers.1.mlp.up_proj.weight"
     assert seen[0]["weights"]["model.layers.1.mlp.up_proj.weight"]["not_finite"] == 1
 

@@ -40,7 +40,7 @@ def by_hand(start: Tensor, grads: list[Tensor], rates: list[float], config: Opti
 
 @pytest.mark.parametrize(("states", "tolerance"), [("float32", 2e-5), ("int8", 3e-2)])
 def test_updates_are_those_of_the_formula(states: str, tolerance: float) -> None:
-    config = OptimizerConfig(states=states, weight_decay=0.3, clip_grad=0.0, eps=1e-3)  # type: ignore[arg-type]
+    config = OptimizerConfig(states=states, weight_decay=0.3, clip_grad=0.0, eps=1e-3)
     model = Pair()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = Optimizer(model, config, {"matrix": 0.25})
@@ -119,7 +119,7 @@ def test_accumulated_bf16_gradients_are_summed_in_float32() -> None:
 @pytest.mark.parametrize("states", ["float32", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_state_comes_back_to_the_bit(states: str, dtype: torch.dtype) -> None:
-    config = OptimizerConfig(states=states)  # type: ignore[arg-type]
+    config = OptimizerConfig(states=states)
     model = Pair().to(dtype)
     optimizer = Optimizer(model, config, {})
     for _ in range(3):
@@ -172,4 +172,4 @@ def test_codebook_is_even_over_seven_decades() -> None:
 @pytest.mark.parametrize("fields", [{"beta1": 1.0}, {"eps": 0.0}, {"weight_decay": -1.0}, {"clip_grad": float("nan")}])
 def test_impossible_numbers_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
-        OptimizerConfig(**fields)  # type: ignore[arg-type]
+        OptimizerConfig(**fields)

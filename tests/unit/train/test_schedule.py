@@ -48,7 +48,7 @@ def test_default_half_life_is_that_of_the_released_run() -> None:
     ],
 )
 def test_table(kind: str, floor: float | None, table: dict[int, float]) -> None:
-    config = ScheduleConfig(kind=kind, floor=floor, lr=1.0, total_steps=100, warmup=0.1, decay=0.2)  # type: ignore[arg-type]
+    config = ScheduleConfig(kind=kind, floor=floor, lr=1.0, total_steps=100, warmup=0.1, decay=0.2)
     for step, expected in table.items():
         assert schedule.lr(config, step) == pytest.approx(expected, abs=1e-12), step
 
@@ -68,7 +68,7 @@ def test_rewarm_after_a_branch() -> None:
 
 def test_rate_never_jumps() -> None:
     for kind in ("wsd-exp", "wsd-linear", "wsd-sqrt", "cosine", "constant"):
-        config = ScheduleConfig(kind=kind, lr=1.0, total_steps=1000, warmup=100, decay=200)  # type: ignore[arg-type]
+        config = ScheduleConfig(kind=kind, lr=1.0, total_steps=1000, warmup=100, decay=200)
         rates = [schedule.lr(config, s) for s in range(1001)]
         # 1-sqrt falls fastest in its first step: 1 - √(1/200).
         assert max(abs(a - b) for a, b in itertools.pairwise(rates)) <= math.sqrt(1 / 200) + 1e-12
@@ -112,4 +112,4 @@ def test_batch_law_and_ramp() -> None:
 )
 def test_what_cannot_be_is_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
-        ScheduleConfig(**fields)  # type: ignore[arg-type]
+        ScheduleConfig(**fields)

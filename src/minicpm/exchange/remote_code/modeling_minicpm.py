@@ -130,7 +130,7 @@ class MiniCPMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MiniCPMDecoderLayer"]  # noqa: RUF012 -- the type that transformers declares
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 -- the same
     _supports_sdpa = True
     _supports_cache_class = True
 
@@ -203,7 +203,7 @@ class MiniCPMModel(MiniCPMPreTrainedModel):
 class MiniCPMForCausalLM(MiniCPMPreTrainedModel, GenerationMixin):
     """MiniCPM with its head, for generation, training and chat."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 -- the same
 
     def __init__(self, config):
         super().__init__(config)
