@@ -24,9 +24,9 @@ def parser() -> Parser:
     """Return the parser of this verb."""
     verb = Parser(
         "quantize",
-        "Round a model into a GGUF file that every reader of GGUF runs, by looking at text: errors are fed back "
-        "into the weights that are not rounded yet. Reads one layer at a time; an interrupted run goes on. The "
-        "report compares the file with the original on text that calibration has not seen.",
+        "Round a model into a GGUF file that every reader of GGUF runs, or a GPTQ or AWQ folder, by looking at text: "
+        "errors are fed back into the weights that are not rounded yet. Reads one layer at a time; an interrupted run "
+        "goes on. The report compares the result with the original on text that calibration has not seen.",
         examples=[
             "minicpm quantize FOLDER --to q4_k --calibration chat.jsonl",
             "minicpm quantize FOLDER --to q4_0 --bits 4.75 --max-kl 0.05",
@@ -34,26 +34,24 @@ def parser() -> Parser:
         ],
     )
     add_model(verb)
-    verb.add_argument("out", metavar="OUT", nargs="?", type=Path, help="the file (default: MODEL-TYPE.gguf)")
-    verb.add_argument("--to", required=True, metavar="TYPE", help="q4_0 q4_1 q4_k q5_0 q5_1 q5_k q8_0")
+    verb.add_argument(
+        "out", metavar="OUT", nargs="?", type=Path, help="the file or folder (default: MODEL-TYPE.gguf, MODEL-gptq)"
+    )
+    verb.add_argument(
+        "--to", required=True, metavar="TYPE",
+        help="q4_0 q4_1 q4_k q5_0 q5_1 q5_k q8_0: a GGUF file; gptq, awq: a folder in that layout (transformers, vLLM)",
+    )  # fmt: skip
     verb.add_argument(
         "--method",
         default="gptq",
         help="gptq: errors fed back (default); awq, awq+gptq: scaled inputs; search: scales alone; nearest: no text",
     )
-    verb.add_argument(
-        "--calibration", nargs="+", default=[], metavar="FILE",
-        help="conversations (put into the model's template) or text (default: Python's documentation, as questions)",
-    )  # fmt: skip
-    verb.add_argument(
-        "--heldout", nargs="+", default=[], metavar="FILE",
-        help="what the result is judged on (default: a quarter of the calibration's rows, kept apart)",
-    )  # fmt: skip
-    verb.add_argument("--windows", type=int, default=64, help="windows of calibration (default: 64)")
-    verb.add_argument("--window-tokens", type=int, default=512, help="the length of each (default: 512)")
-    verb.add_argument("--heldout-windows", type=int, default=16, help="windows of judgement (default: 16)")
+    _add_texts(verb)
     verb.add_argument(
         "--embedding", metavar="TYPE", help="of embedding and head (default: q6_k, or q8_0 where it fits)"
+    )
+    verb.add_argument(
+        "--group-size", type=int, metavar="N", help="of a folder: 128, 64 or 32 (default: the largest that divides)"
     )
     verb.add_argument("--bits", type=float, help="bits a weight in all: finer types go where they help most")
     verb.add_argument("--size", help="the same as a size of all tensors, like 1.5GB")
@@ -69,9 +67,23 @@ def parser() -> Parser:
     return verb
 
 
+def _add_texts(verb: Parser) -> None:
+    verb.add_argument(
+        "--calibration", nargs="+", default=[], metavar="FILE",
+        help="conversations (put into the model's template) or text (default: Python's documentation, as questions)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--heldout", nargs="+", default=[], metavar="FILE",
+        help="what the result is judged on (default: a quarter of the calibration's rows, kept apart)",
+    )  # fmt: skip
+    verb.add_argument("--windows", type=int, default=64, help="windows of calibration (default: 64)")
+    verb.add_argument("--window-tokens", type=int, default=512, help="the length of each (default: 512)")
+    verb.add_argument("--heldout-windows", type=int, default=16, help="windows of judgement (default: 16)")
+
+
 def run(options: argparse.Namespace) -> None:
     """Quantize and report."""
-    from minicpm.exchange.quantize import Recipe, quantize
+    from minicpm.exchange.quantize import FOLDERS, Recipe, quantize
     from minicpm.history.naming import resolve
 
     if options.bits is not None and options.size is not None:
@@ -80,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(f"--sweeps must be at least 0, got {options.sweeps}")
     source = resolve(options.model)
     name = source.stem if source.is_file() else source.name
-    destination = options.out or Path(f"{name}-{options.to}.gguf")
+    destination = options.out or Path(f"{name}-{options.to}{'' if options.to.lower() in FOLDERS else '.gguf'}")
     recipe = Recipe(
         to=options.to.lower(),
         method=options.method,
@@ -90,6 +102,7 @@ def run(options: argparse.Namespace) -> None:
         window_tokens=options.window_tokens,
         heldout_windows=options.heldout_windows,
         embedding=options.embedding.lower() if options.embedding else None,
+        group_size=options.group_size,
         budget_bytes=_budget(options, source),
         damping=options.damping,
         sweeps=options.sweeps,

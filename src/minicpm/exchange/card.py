@@ -21,6 +21,7 @@ class CardFacts:
     dtype: str
     check: str | None
     is_folded: bool
+    verb: str = "convert"
 
 
 def write_card(facts: CardFacts) -> str:
@@ -45,7 +46,7 @@ pipeline_tag: text-generation
 
 {shape}
 
-Converted by `minicpm convert` from `{facts.source}` to the `{facts.family}` format in {facts.dtype}.
+Converted by `minicpm {facts.verb}` from `{facts.source}` to the `{facts.family}` format in {facts.dtype}.
 {checked_en} The licence is the source's: {licence}. `SHA256SUMS` lists every file (`sha256sum -c SHA256SUMS`).
 
 {how_en}
@@ -56,7 +57,7 @@ $ minicpm chat .
 
 ## 中文
 
-由 `minicpm convert` 从 `{facts.source}` 转换为 `{facts.family}` 格式,精度 {facts.dtype}。
+由 `minicpm {facts.verb}` 从 `{facts.source}` 转换为 `{facts.family}` 格式,精度 {facts.dtype}。
 {checked_zh}许可证沿用来源:{licence}。`SHA256SUMS` 列出全部文件的校验和(`sha256sum -c SHA256SUMS`)。
 
 {how_zh}

@@ -16,19 +16,24 @@ from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError, ConfigError
 from minicpm.exchange.check import HashedEntries, check_bytes
 from minicpm.exchange.convert import gguf_metadata
+from minicpm.exchange.int4_folder import write_int4_folder
 from minicpm.exchange.source import FOLD_KEY, Source, open_source
+from minicpm.formats.blocks import BLOCK_TYPES
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.gguf_write import write_gguf_model
+from minicpm.formats.int4_folder import Int4Layout
 from minicpm.formats.weight_map import WeightEntry
+from minicpm.quant.grid import GROUP_SIZES
 from minicpm.quant.judge import Closeness, measure
 from minicpm.quant.layer import Method, RoundingSettings
 from minicpm.quant.model import ModelRounding, QuantizeSettings
-from minicpm.quant.precision import allot, measure_sensitivity, tensor_bytes, uniform_types
+from minicpm.quant.precision import allot, folder_types, measure_sensitivity, tensor_bytes, uniform_types
 from minicpm.quant.windows import DEFAULT_SOURCE, Windows, check_rows, pack, read_token_rows, split_rows
 from minicpm.quant.work import WorkFolder
 
 Progress = Callable[[str, int, int], None]
 TARGETS: Mapping[str, str] = {name.lower(): name for name in ("Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q8_0")}
+FOLDERS = ("gptq", "awq")
 METHODS = ("nearest", "search", "gptq", "awq", "awq+gptq")
 FLOATS = ("F32", "F16", "BF16")
 # Of the calibration's rows where no text of its own is given to judge by; never used for both.
@@ -40,15 +45,17 @@ class Recipe:
     """How a model is quantized.
 
     Attributes:
-        to: a key of `TARGETS`.
+        to: a key of `TARGETS` for a GGUF file, one of `FOLDERS` for a folder in that layout.
         method: one of `METHODS`; `awq` searches scales where `awq+gptq` feeds errors back.
         calibration: files of conversations or text; none is questions about Python's library.
         heldout: what the result is judged on; none keeps a quarter of the calibration's rows apart.
         windows: of calibration.
         window_tokens: the length of each.
         heldout_windows: of judgement.
-        embedding: the type of embedding and head; None is Q6_K, or Q8_0 where rows hold no super-blocks.
-        budget_bytes: of all tensors; finer types go where they help most. None keeps one type.
+        embedding: the type of embedding and head; None is Q6_K, or Q8_0 where rows hold no super-blocks; folders keep
+            them in half precision.
+        group_size: inputs that share a scale in a folder; None is the largest of 128, 64, 32 that divides every width.
+        budget_bytes: of all tensors; finer types go where they help most. None keeps one type. Not for folders.
         damping: see `RoundingSettings`.
         sweeps: see `RoundingSettings`.
         seed: shuffles the rows.
@@ -62,6 +69,7 @@ class Recipe:
     window_tokens: int = 512
     heldout_windows: int = 16
     embedding: str | None = None
+    group_size: int | None = None
     budget_bytes: int | None = None
     damping: float = 0.01
     sweeps: int = 2
@@ -98,13 +106,13 @@ def quantize(
     allows_requantizing: bool = False,
     progress: Progress = lambda name, done, total: None,
 ) -> Quantization:
-    """Write the model at `path` to the GGUF file `destination`, rounded by `recipe`, and return the report.
+    """Write the model at `path`, rounded by `recipe`, to `destination` and return the report.
 
     What is finished waits beside the destination: the same call goes on after an interruption.
 
     Args:
         path: a GGUF file or a folder.
-        destination: must not exist.
+        destination: a GGUF file, or a folder where the recipe wants one; must not exist.
         recipe: how.
         max_kl: the largest mean KL to the original, in nats, with which the file is written.
         allows_requantizing: whether the source may be quantized itself; its decoded weights are then the original.
@@ -137,7 +145,7 @@ def quantize(
     return Quantization(
         path=destination,
         tensor_bytes=num_bytes,
-        file_bytes=destination.stat().st_size,
+        file_bytes=sum(file.stat().st_size for file in (destination, *destination.rglob("*")) if file.is_file()),
         bits_per_weight=8 * num_bytes / config.num_parameters().total,
         block_types=types,
         closeness=closeness,
@@ -154,8 +162,17 @@ def _method(recipe: Recipe) -> Method:
 def _check_recipe(recipe: Recipe, destination: Path) -> None:
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; name another, or remove it first")
-    if recipe.to not in TARGETS:
-        raise ConfigError(f"type {recipe.to!r} is not known; known: {', '.join(TARGETS)}")
+    if recipe.to not in TARGETS and recipe.to not in FOLDERS:
+        raise ConfigError(f"type {recipe.to!r} is not known; known: {', '.join((*TARGETS, *FOLDERS))}")
+    if recipe.to in FOLDERS and (recipe.embedding is not None or recipe.budget_bytes is not None):
+        raise ConfigError(
+            f"a {recipe.to} folder has one type and embeddings in fp16; budgets and --embedding are GGUF's"
+        )
+    if recipe.group_size is not None and (recipe.to not in FOLDERS or recipe.group_size not in GROUP_SIZES):
+        raise ConfigError(
+            f"group size {recipe.group_size} is not known for {recipe.to}; folders ({', '.join(FOLDERS)}) know "
+            f"{', '.join(map(str, GROUP_SIZES))}; blocks of GGUF have their own"
+        )
     if recipe.method not in METHODS:
         raise ConfigError(f"method {recipe.method!r} is not known; known: {', '.join(METHODS)}")
     if recipe.embedding is not None and recipe.embedding not in (*TARGETS, "q6_k"):
@@ -188,6 +205,8 @@ def _texts(source: Source, recipe: Recipe) -> tuple[Windows, Windows]:
 
 def _types(source: Source, recipe: Recipe, windows: Windows, progress: Progress) -> dict[str, str]:
     config = source.checkpoint.config
+    if recipe.to in FOLDERS:
+        return folder_types(config, _layout(config, recipe))
     types = uniform_types(config, TARGETS[recipe.to], recipe.embedding.upper() if recipe.embedding else None)
     if recipe.budget_bytes is None:
         return types
@@ -196,6 +215,12 @@ def _types(source: Source, recipe: Recipe, windows: Windows, progress: Progress)
     few = Windows(windows.ids[:2], windows.document_ids[:2], windows.num_rows, windows.origin)
     found = measure_sensitivity(config, source.checkpoint.weights, types, few, progress)
     return allot(config, types, found, recipe.budget_bytes)
+
+
+def _layout(config: ModelConfig, recipe: Recipe) -> Int4Layout:
+    widths = {shape[1] for name, shape in config.weight_shapes().items() if len(shape) > 1 and "layers" in name}
+    fitting = [size for size in GROUP_SIZES if not any(width % size for width in widths)]
+    return Int4Layout.of(recipe.to, recipe.group_size or max(fitting, default=min(GROUP_SIZES)))
 
 
 def _plan(source: Source, recipe: Recipe, types: Mapping[str, str], windows: Windows) -> dict[str, object]:
@@ -209,20 +234,27 @@ def _plan(source: Source, recipe: Recipe, types: Mapping[str, str], windows: Win
 def _write(
     source: Source, rounding: ModelRounding, destination: Path, heldout: Windows, max_kl: float | None
 ) -> Closeness:
-    """Write the file beside its place, read it back, judge what is in it, and only then give it its name."""
+    """Write the model beside its place, read it back, judge what is in it, and only then give it its name."""
     config: ModelConfig = source.checkpoint.config
-    hashed = HashedEntries({name: WeightEntry.of(weight) for name, weight in rounding.quantized().items()})
-    partial = destination.with_name(f".{destination.name}.partial")
-    try:
-        note = {f"general.{FOLD_KEY}": json.dumps(source.note.to_dict())} if source.note else {}
-        write_gguf_model(partial, config, hashed.entries, gguf_metadata(source) | note)
-        check_bytes(partial, hashed.digests)
-        closeness = measure(config, source.checkpoint.weights, open_checkpoint(partial).weights, heldout)
+
+    def judge(written: Path, digests: Mapping[str, str]) -> Closeness:
+        check_bytes(written, digests)
+        closeness = measure(config, source.checkpoint.weights, open_checkpoint(written).weights, heldout)
         if max_kl is not None and not closeness.kl <= max_kl:
             raise CheckpointError(
                 f"the mean KL to the original is {closeness.kl:.5f} nats, above the {max_kl:g} that was allowed; "
                 "nothing was written. A finer --to, a larger --bits, or more calibration text help"
             )
+        return closeness
+
+    if not set(rounding.block_types.values()) <= BLOCK_TYPES.keys():
+        return write_int4_folder(source, rounding.quantized(), rounding.block_types, destination, judge)
+    hashed = HashedEntries({name: WeightEntry.of(weight) for name, weight in rounding.quantized().items()})
+    partial = destination.with_name(f".{destination.name}.partial")
+    try:
+        note = {f"general.{FOLD_KEY}": json.dumps(source.note.to_dict())} if source.note else {}
+        write_gguf_model(partial, config, hashed.entries, gguf_metadata(source) | note)
+        closeness = judge(partial, hashed.digests)
         partial.rename(destination)
         return closeness
     finally:

@@ -19,6 +19,7 @@ from minicpm.formats.folder_weights import EMBEDDING, HEAD, folder_entries, with
 from minicpm.formats.gguf_read import open_gguf
 from minicpm.formats.gguf_weights import gguf_config_and_entries
 from minicpm.formats.hf_config import config_from_hf
+from minicpm.formats.int4_folder import Int4Layout
 from minicpm.formats.json_file import read_json, read_limited
 from minicpm.formats.typed_fields import TypedFields
 from minicpm.formats.weight_map import LazyWeights, WeightEntry, check_shapes
@@ -92,12 +93,15 @@ def _open_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise FormatError(f"{path} is not a model folder: it has no config.json")
     hf_config = read_json(path / "config.json")
-    entries = folder_entries(path, allow_pickle=allow_pickle)
     where = str(path / "config.json")
+    packing = hf_config.get("quantization_config")
+    layout = Int4Layout.parse(packing, where) if isinstance(packing, dict) else None
+    entries = folder_entries(path, allow_pickle=allow_pickle, layout=layout)
     if is_dragonfly(hf_config):
         config = config_from_dragonfly(hf_config, vocab_size=_num_rows(entries), has_head=HEAD in entries, where=where)
     else:
-        config = config_from_hf(hf_config, where)
+        # Packed matrices are read as blocks: what remains describes the network.
+        config = config_from_hf({k: v for k, v in hf_config.items() if k != "quantization_config" or not layout}, where)
     config = config.replace(
         eos_token_id=tuple(dict.fromkeys((*config.eos_token_id, *_generation_ends(path)))),
         torch_dtype=_saved_dtype(entries) or config.torch_dtype,
@@ -121,9 +125,9 @@ def _num_rows(entries: Mapping[str, WeightEntry]) -> int:
 
 
 def _saved_dtype(entries: Mapping[str, WeightEntry]) -> str | None:
-    """Return the dtype of most matrices: what the files hold counts, not what their configuration says."""
+    """Return the dtype of most matrices if it is a float: what files hold counts, not their configuration."""
     types = Counter(entry.block_type for entry in entries.values() if len(entry.shape) > 1)
-    return _TORCH_DTYPES[types.most_common(1)[0][0]] if types else None
+    return _TORCH_DTYPES.get(types.most_common(1)[0][0]) if types else None
 
 
 def _generation_ends(folder: Path) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""A folder's weights under HF names, from safetensors or, where allowed, torch's pickles; dragonfly names too."""
+"""A folder's weights under HF names, from safetensors packed or not, or, where allowed, torch's pickles.
+
+Dragonfly names are known too.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,29 @@ import numpy as np
 from minicpm.architecture import ModelConfig
 from minicpm.errors import CheckpointError, FormatError
 from minicpm.formats import names, safetensors_read, torch_bin
+from minicpm.formats.int4_folder import Int4Layout, packed_entries
 from minicpm.formats.weight_map import WeightEntry
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 
-def folder_entries(folder: Path, *, allow_pickle: bool = False) -> dict[str, WeightEntry]:
+def folder_entries(
+    folder: Path, *, allow_pickle: bool = False, layout: Int4Layout | None = None
+) -> dict[str, WeightEntry]:
     """Return the folder's weights under HF names, none of them read yet; names of no table stay as they are.
+
+    Args:
+        folder: where they lie.
+        allow_pickle: whether torch's pickles may be read.
+        layout: how matrices are packed, where the configuration says that they are.
 
     Raises:
         FormatError: no weights, a broken file, or pickles that were not allowed.
         CheckpointError: missing shards, or shards that do not agree with their index.
     """
     if (folder / safetensors_read.SINGLE).exists() or (folder / safetensors_read.INDEX).exists():
-        entries = _from_safetensors(folder)
+        entries = _from_safetensors(folder, layout)
     elif not torch_bin.has_torch_bin(folder):
         raise FormatError(f"{folder} is not a model folder: it has no {safetensors_read.SINGLE} and no index")
     elif not allow_pickle:
@@ -42,10 +53,11 @@ def folder_entries(folder: Path, *, allow_pickle: bool = False) -> dict[str, Wei
     return _under_hf_names(entries, folder)
 
 
-def _from_safetensors(folder: Path) -> dict[str, WeightEntry]:
-    entries = {}
-    for name, file in safetensors_read.open_shards(folder).items():
-        if names.is_ignored(name):
+def _from_safetensors(folder: Path, layout: Int4Layout | None) -> dict[str, WeightEntry]:
+    files = safetensors_read.open_shards(folder)
+    entries, used = packed_entries(files, layout) if layout is not None else ({}, set())
+    for name, file in files.items():
+        if name in used or names.is_ignored(name):
             continue
         place = file.tensors[name]
         if place.dtype not in safetensors_read.WEIGHT_DTYPES or not place.shape or not place.num_bytes:

@@ -1,7 +1,8 @@
 """Our own safetensors reader over a mapped file, and the shards of a folder.
 
 The header is checked in full before a tensor is touched: lengths, dtypes, shapes, offsets, overlaps, gaps. bfloat16 is
-read (`safetensors.numpy` cannot). What this leaves out: integer tensors, and names of other languages than HF's.
+read (`safetensors.numpy` cannot). What this leaves out: what packed integers mean
+(`int4_folder.py`), and names of other languages than HF's.
 
 Source: the safetensors format description (huggingface/safetensors README, "Format").
 """
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minicpm.errors import CheckpointError, FormatError
-from minicpm.formats.block_type import Bytes
+from minicpm.formats.block_type import AnyArray, Bytes
 from minicpm.formats.json_file import parse_json, read_json
 from minicpm.formats.mapped_file import map_file
 from minicpm.formats.weight import Weight
@@ -29,6 +32,7 @@ DTYPE_BYTES: Mapping[str, int] = {
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
+_NUMPY_DTYPES: Mapping[str, str] = {"I32": "<i4", "F16": "<f2", "F32": "<f4", "I64": "<i8"}
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1 << 20
 
@@ -68,6 +72,18 @@ class SafetensorsFile:
         num_rows = math.prod(place.shape[:-1])
         data = self.data[place.offset : place.offset + place.num_bytes].reshape(num_rows, -1)
         return Weight(place.dtype, place.shape, data)
+
+    def array(self, name: str) -> AnyArray:
+        """Return the numbers of the tensor called `name`, a view of the mapped file, for what is no weight.
+
+        Raises:
+            FormatError: a dtype that numpy lacks or no layout uses.
+        """
+        place = self.tensors[name]
+        if place.dtype not in _NUMPY_DTYPES or not place.num_bytes:
+            raise FormatError(f"{self.path}: {name} is {place.dtype} {place.shape}, which no packed matrix has")
+        data = np.ascontiguousarray(self.data[place.offset : place.offset + place.num_bytes])
+        return data.view(_NUMPY_DTYPES[place.dtype]).reshape(place.shape)
 
 
 def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:

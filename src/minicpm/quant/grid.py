@@ -28,12 +28,13 @@ class Grid:
     """The levels and scales of one block type.
 
     Attributes:
-        block_type: its name.
-        width: weights that share a scale.
+        block_type: what its weights are kept in.
+        width: weights that share a scale; several blocks may repeat one.
         lowest: the lowest level that is used.
         top: the highest one.
         zero: the level of the weight 0 where the offset follows from the scale; None where it is free.
         code_range: the integers that say a group's scale in units of its super-block; None where it is a half float.
+        has_whole_zero: whether the offset is a whole number of scales, from 0 to `top`, whose negative it is.
     """
 
     block_type: str
@@ -42,6 +43,7 @@ class Grid:
     top: int
     zero: int | None
     code_range: tuple[int, int] | None = None
+    has_whole_zero: bool = False
 
     @property
     def block_size(self) -> int:
@@ -50,6 +52,8 @@ class Grid:
 
     def fit(self, values: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best scale and offset, (n,) each, for groups (width, n) whose errors weigh `importance`."""
+        if self.has_whole_zero:
+            return self._fit_whole_zero(values, importance)
         if self.zero is None:
             return fit_affine(values, importance, self.top, is_bounded=self.code_range is not None)
         scale = fit_symmetric(values, importance, self.lowest - self.zero, self.top - self.zero)
@@ -79,6 +83,11 @@ class Grid:
         Raises:
             CheckpointError: a scale beyond half precision.
         """
+        if self.has_whole_zero:
+            # A zero beyond the top would cut the lowest weights off; a wider scale keeps them.
+            scale = self._half(torch.maximum(scale, -offset / self.top))
+            zero = (-offset * reciprocal(scale)).round().clamp(0, self.top)
+            return scale, scale * -zero, torch.stack([scale, zero])
         if self.code_range is None:
             scale = self._half(scale)
             offset = self._half(offset) if self.zero is None else scale * -self.zero
@@ -105,8 +114,21 @@ class Grid:
         num_columns, num_rows = levels.shape
         flat = levels.T.contiguous().numpy().reshape(-1, self.block_size)
         numbers = codes.permute(2, 0, 1).contiguous().numpy()  # (rows, groups, 2)
+        if self.has_whole_zero:
+            zeros = numbers[:, :, 1].reshape(-1, 1).astype(np.uint8)
+            flat = (flat.reshape(-1, self.width) + (np.uint8(_SIGNED_ZERO) - zeros)).reshape(flat.shape)
+        if self.width > self.block_size:
+            numbers = numbers.repeat(self.width // self.block_size, axis=1)
         packed = _LAYOUTS[self.block_type](flat, numbers.reshape(len(flat), -1, 2), _unit_bytes(units, len(flat)))
         return packed.reshape(num_rows, BLOCK_TYPES[self.block_type].row_bytes(num_columns))
+
+    def _fit_whole_zero(self, values: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale that is best for the levels around the zero that a free offset comes nearest to."""
+        scale, offset = fit_affine(values, importance, self.top, is_bounded=True)
+        scale, offset, codes = self.snap(scale, offset, values)
+        basis = self.levels(values, scale, offset) - codes[1]
+        scale = (importance * values * basis).sum(0) * reciprocal((importance * basis * basis).sum(0))
+        return scale, scale * -codes[1]
 
     def _half(self, values: Tensor) -> Tensor:
         half = values.half().float()
@@ -147,6 +169,14 @@ def _pack_q6_k(levels: Bytes, numbers: np.ndarray, units: Bytes) -> Bytes:
     return np.concatenate([k_blocks.join_six_bits(levels), codes, units[:, :2]], axis=1)
 
 
+def folder_type(method: str, group_size: int) -> str:
+    """Return the name of the grid that a GPTQ or AWQ folder holds: its weights are kept in blocks until it is written.
+
+    GPTQ's zero is the middle level, as its fastest readers want it; AWQ's is free.
+    """
+    return f"{method.upper()}-{group_size}"
+
+
 _LAYOUTS = {
     "Q4_0": lambda levels, n, u: np.concatenate([_halves(n, 1), simple_blocks.join_nibbles(levels)], axis=1),
     "Q4_1": lambda levels, n, u: np.concatenate([_halves(n, 2), simple_blocks.join_nibbles(levels)], axis=1),
@@ -161,6 +191,10 @@ _LAYOUTS = {
 }
 
 _SIX = (0, 63)
+# Of Q5_0, which keeps what a level and a zero of 4 bits differ by.
+_SIGNED_ZERO = 16
+# Inputs that share a scale in folders for transformers and vLLM.
+GROUP_SIZES = (128, 64, 32)
 GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
         grid.block_type: grid
@@ -175,4 +209,6 @@ GRIDS: Mapping[str, Grid] = MappingProxyType(
             Grid("Q6_K", 16, 0, 63, 32, (-128, 127)),
         )
     }
+    | {folder_type("gptq", width): Grid("Q4_0", width, 0, 15, 8) for width in GROUP_SIZES}
+    | {folder_type("awq", width): Grid("Q5_0", width, 0, 15, None, None, True) for width in GROUP_SIZES}
 )

@@ -17,6 +17,7 @@ from minicpm.errors import CheckpointError
 from minicpm.formats import blocks
 from minicpm.formats.weight import Weight
 from minicpm.model.layers import DecoderLayer
+from minicpm.quant.grid import GRIDS
 from minicpm.quant.rounding import damped, descend, feed_back, inverse_factor, relative_error, round_nearest
 from minicpm.quant.stream import Context, mix, through_pieces
 
@@ -73,8 +74,10 @@ def round_matrix(
     """
     if not matrix.isfinite().all():
         raise CheckpointError(f"{name} holds NaN or infinity; such a model cannot be quantized")
-    if settings.method == "nearest" or block_type in ("F16", "F32", "BF16"):
+    if block_type not in GRIDS or (settings.method == "nearest" and block_type in blocks.BLOCK_TYPES):
         weight = Weight(block_type, tuple(matrix.shape), blocks.encode(block_type, matrix.numpy()))
+    elif settings.method == "nearest":
+        weight = round_nearest(matrix, block_type, torch.ones(matrix.shape[1])).to_weight()
     elif settings.method == "search":
         weight = round_nearest(matrix, block_type, damped(hessian, settings.damping).diagonal()).to_weight()
     else:
@@ -82,7 +85,12 @@ def round_matrix(
         rounded = feed_back(matrix, block_type, upper)
         descend(matrix, damped(hessian, settings.damping), rounded, settings.sweeps)
         weight = rounded.to_weight()
-    return RoundedMatrix(weight, relative_error(matrix, torch.from_numpy(weight.decode()), hessian))
+    decoded = torch.from_numpy(weight.decode())
+    if not decoded.isfinite().all():
+        raise CheckpointError(
+            f"{name} holds weights that {block_type} cannot hold; scale the model or take a GGUF type"
+        )
+    return RoundedMatrix(weight, relative_error(matrix, decoded, hessian))
 
 
 class LayerRounding:

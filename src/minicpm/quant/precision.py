@@ -7,6 +7,7 @@ is how the square of a rounding error falls. What this leaves out: rounding for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from minicpm.architecture import ModelConfig
 from minicpm.errors import ConfigError
 from minicpm.formats import blocks
 from minicpm.formats.folder_weights import EMBEDDING, HEAD
+from minicpm.formats.int4_folder import Int4Layout
+from minicpm.formats.safetensors_read import DTYPE_BYTES
+from minicpm.quant.grid import folder_type
 from minicpm.quant.judge import compare_states
 from minicpm.quant.layer import PROJECTIONS
 from minicpm.quant.stream import Context, Weights, embed, final_states, head_matrix, load_layer, run_layer
@@ -58,11 +62,38 @@ def uniform_types(config: ModelConfig, block_type: str, embedding_type: str | No
     }
 
 
+def folder_types(config: ModelConfig, layout: Int4Layout) -> dict[str, str]:
+    """Return a type for every matrix of a GPTQ or AWQ folder: embedding and head stay in half precision.
+
+    Raises:
+        ConfigError: a matrix that the layout's groups or words do not divide.
+    """
+    types = {}
+    for name, shape in config.weight_shapes().items():
+        if len(shape) > 1:
+            is_end = name in (EMBEDDING, HEAD)
+            types[name] = "F16" if is_end else folder_type(layout.method, layout.group_size)
+            if not is_end:
+                layout.tensors(shape)
+    return types
+
+
 def tensor_bytes(config: ModelConfig, types: Mapping[str, str]) -> int:
-    """Return the bytes of all tensors: blocks of the matrices, float32 of the norms."""
+    """Return the bytes of all tensors: of the matrices as they are stored, and of the norms.
+
+    Those are float32 in GGUF and half precision in a folder.
+    """
     shapes = config.weight_shapes()
-    matrices = sum(shapes[name][0] * blocks.block_type(kind).row_bytes(shapes[name][1]) for name, kind in types.items())
-    return matrices + 4 * sum(shape[0] for shape in shapes.values() if len(shape) == 1)
+    is_folder = not set(types.values()) <= blocks.BLOCK_TYPES.keys()
+    matrices = sum(_matrix_bytes(kind, shapes[name]) for name, kind in types.items())
+    return matrices + (2 if is_folder else 4) * sum(shape[0] for shape in shapes.values() if len(shape) == 1)
+
+
+def _matrix_bytes(kind: str, shape: tuple[int, ...]) -> int:
+    if kind in blocks.BLOCK_TYPES:
+        return shape[0] * blocks.block_type(kind).row_bytes(shape[1])
+    method, _, width = kind.lower().partition("-")
+    return sum(math.prod(s) * DTYPE_BYTES[d] for d, s in Int4Layout.of(method, int(width)).tensors(shape).values())
 
 
 @dataclass(frozen=True)

@@ -154,10 +154,11 @@ def _refit_scale(rounded: Rounded, group: int, block: Tensor, local: Tensor) -> 
     grid, width = rounded.grid, rounded.grid.width
     levels = rounded.levels[group * width : (group + 1) * width]
     scale, offset = rounded.scale[group], rounded.offset[group]
-    if grid.zero is not None:
-        basis = levels - grid.zero
-        change = (basis * local).sum(0) * reciprocal((basis * (block @ basis)).sum(0))
-        wanted = scale + change, offset
+    zero = rounded.codes[group, 1] if grid.has_whole_zero else grid.zero
+    if zero is not None:
+        basis = levels - zero
+        new = scale + (basis * local).sum(0) * reciprocal((basis * (block @ basis)).sum(0))
+        wanted = new, new * -zero
     else:
         product, ones = block @ levels, block.sum(1, keepdim=True)
         ll, lo, oo = (levels * product).sum(0), (levels * ones).sum(0), ones.sum()

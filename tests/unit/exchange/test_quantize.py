@@ -15,6 +15,7 @@ from minicpm.cli.main import run
 from minicpm.errors import ConfigError, DataError, MiniCPMError
 from minicpm.exchange import quantize as module
 from minicpm.exchange.compare import compare
+from minicpm.exchange.convert import convert
 from minicpm.exchange.quantize import Recipe, quantize
 from minicpm.formats.blocks import block_type
 from minicpm.formats.checkpoint import open_checkpoint
@@ -75,6 +76,36 @@ def test_calibration_brings_the_file_closer(tmp_path: Path, write_minicpm: Folde
     }
     assert kl["gptq"] < 0.8 * kl["nearest"]
     assert kl["awq+gptq"] < 0.8 * kl["nearest"]
+
+
+@pytest.mark.parametrize("to", ["gptq", "awq"])
+def test_a_folder_holds_the_rounded_model_to_the_bit(
+    tmp_path: Path, tiny_config: ModelConfig, write_minicpm: FolderWriter, chat: Path, to: str
+) -> None:
+    source, path = write_minicpm(), tmp_path / "packed"
+    result = quantize(source, path, recipe(chat, to=to))
+    nearest = quantize(source, tmp_path / "nearest", recipe(chat, to=to, method="nearest"))
+    assert result.closeness.kl < 0.8 * nearest.closeness.kl
+    written = open_checkpoint(path)
+    kind = {"gptq": "Q4_0", "awq": "Q5_0"}[to]
+    assert written.weights.block_types() == {kind: 35, "F16": 12}
+    layers = [shape for name, shape in tiny_config.weight_shapes().items() if "proj" in name]
+    packed = sum(
+        r * c // 2 + r * (c // 32) * 2 + r * (c // 32) // 2 + (4 * c if to == "gptq" else 0) for r, c in layers
+    )
+    norms = sum(shape[0] for shape in tiny_config.weight_shapes().values() if len(shape) == 1)
+    assert result.tensor_bytes == packed + 2 * norms + 2 * 331 * 96
+    header = int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little")
+    assert (path / "model.safetensors").stat().st_size == 8 + header + result.tensor_bytes
+    settings = json.loads((path / "config.json").read_text())
+    assert settings["quantization_config"]["quant_method"] == to
+    assert settings["quantization_config"]["group_size"] == 32
+    # A GGUF file of it holds the same blocks, and so computes the same.
+    gguf = convert(path, tmp_path / "q.gguf", to="gguf").path
+    model, same = (open_checkpoint(place).weights for place in (path, gguf))
+    for name in model:
+        np.testing.assert_array_equal(model[name].decode(), same[name].decode())
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_super_blocks_where_rows_hold_them(
@@ -179,6 +210,10 @@ def test_the_2b_shape_fits_the_bar_with_its_embedding_quantized() -> None:
         ({"method": "magic"}, ConfigError, "method 'magic' is not known"),
         ({"embedding": "q1"}, ConfigError, "embedding type 'q1'"),
         ({"windows": 0}, ConfigError, "windows must be at least 1"),
+        ({"to": "gptq", "group_size": 64}, ConfigError, "groups of 64: they must divide 96"),
+        ({"to": "awq", "group_size": 48}, ConfigError, "group size 48 is not known for awq"),
+        ({"group_size": 32}, ConfigError, "group size 32 is not known for q4_0"),
+        ({"to": "gptq", "embedding": "q8_0"}, ConfigError, "a gptq folder has one type"),
         ({"damping": 0.0}, ConfigError, "damping must be between 0 and 1"),
         ({"calibration": ("nowhere.jsonl",)}, DataError, "nowhere.jsonl does not exist"),
     ],

@@ -36,18 +36,21 @@ def test_packed_bytes_decode_to_the_weights_that_were_chosen(
     descend(matrix, damped(hessian, 0.01), rounded, 1)
     weight = rounded.to_weight()
     assert weight.shape == (ROWS, COLUMNS)
-    assert weight.data.shape[1] == blocks.block_type(block_type).row_bytes(COLUMNS)
+    assert weight.data.shape[1] == blocks.block_type(GRIDS[block_type].block_type).row_bytes(COLUMNS)
     np.testing.assert_allclose(weight.decode(), rounded.columns(0, COLUMNS).T.numpy(), rtol=0, atol=2e-7)
 
 
-@pytest.mark.parametrize("block_type", ["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize(
+    "block_type", ["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "GPTQ-128", "AWQ-128", "AWQ-64"]
+)
 def test_each_step_lowers_the_error_of_the_outputs(
     block_type: str, matrix: torch.Tensor, hessian: torch.Tensor
 ) -> None:
     def error(weight: np.ndarray) -> float:
         return relative_error(matrix, torch.from_numpy(weight), hessian)
 
-    nearest = error(blocks.decode(block_type, blocks.encode(block_type, matrix.numpy())))
+    plain = RoundingSettings("nearest")
+    nearest = error(round_matrix("m", matrix, hessian, block_type, plain).weight.decode())
     searched = error(round_nearest(matrix, block_type, hessian.diagonal()).to_weight().decode())
     rounded = feed_back(matrix, block_type, inverse_factor("m", hessian, 0.01))
     fed_back = error(rounded.to_weight().decode())
