@@ -1,8 +1,10 @@
 export interface Row { step: number; tokens: number; stage: string; lr: number; losses: Record<string, number>; num_bytes: number; is_key: boolean }
 export interface Branch { name: string; parent: string | null; begin: number | null; first: number | null; last: number | null; stage: string | null; loss: number | null }
+// Points are [step, value, standard error].
+export interface Series { label: string; points: [number, number, number | null][] }
 export interface Run {
   name: string; num_parameters: number; num_layers: number; code_version: string; checkpoints: Row[];
-  train: [number, number, number | null, string | null][]; heldout: [number, number][]; branches: Branch[]; can_generate: boolean;
+  train: [number, number, number | null, string | null][]; heldout: [number, number][]; scores: Series[]; branches: Branch[]; can_generate: boolean;
 }
 export interface Layer { name: string; norm: number | null; change: number | null; cosine: number | null }
 export interface Layers { step: number; previous: number | null; layers: Layer[] }

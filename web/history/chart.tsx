@@ -4,17 +4,17 @@ import { useMemo } from "preact/hooks";
 const WIDTH = 1000, HEIGHT = 190, LEFT = 62, BOTTOM = 24, TOP = 10, RIGHT = 12;
 
 export interface Stage { name: string; first: number; last: number; label: string }
-interface Props { label: string; points: [number, number][]; last: number; stages: Stage[]; marks: number[]; isMarked?: boolean; onPick: (step: number) => void }
+interface Props { label: string; points: [number, number][]; last: number; stages: Stage[]; marks: number[]; isMarked?: boolean; errors?: (number | null)[]; onPick: (step: number) => void }
 
-export function Chart({ label, points, last, stages, marks, isMarked, onPick }: Props) {
+export function Chart({ label, points, last, stages, marks, isMarked, errors, onPick }: Props) {
   const [low, high] = useMemo(() => {
-    const values = points.map((p) => p[1]).sort((a, b) => a - b);
+    const values = points.flatMap((p, i) => [p[1] - (errors?.[i] ?? 0), p[1] + (errors?.[i] ?? 0)]).sort((a, b) => a - b);
     // The first losses would squeeze the rest.
-    const top = values[Math.min(values.length - 1, Math.floor(values.length * 0.98))] ?? 1;
+    const top = values[errors ? values.length - 1 : Math.min(values.length - 1, Math.floor(values.length * 0.98))] ?? 1;
     const bottom = values[0] ?? 0;
     const room = (top - bottom || Math.abs(top) || 1) * 0.06;
     return [bottom - room, top + room];
-  }, [points]);
+  }, [points, errors]);
   const x = (step: number) => LEFT + ((WIDTH - LEFT - RIGHT) * step) / Math.max(last, 1);
   const y = (value: number) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (Math.min(value, high) - low) / (high - low));
   const path = points.map(([step, value], i) => `${i ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
@@ -37,6 +37,7 @@ export function Chart({ label, points, last, stages, marks, isMarked, onPick }: 
         ))}
         {ticks.map((t) => <g><line class="grid" x1={LEFT} x2={WIDTH - RIGHT} y1={y(t)} y2={y(t)} /><text class="axis" text-anchor="end" x={LEFT - 6} y={y(t) + 4}>{Number(t.toPrecision(3))}</text></g>)}
         {steps.map((s) => <text class="axis" text-anchor={s === last && last ? "end" : "middle"} x={x(s)} y={HEIGHT - 6}>{s.toLocaleString()}</text>)}
+        {points.map(([step, value], i) => errors?.[i] && <line class="error" x1={x(step)} x2={x(step)} y1={y(value - errors[i]!)} y2={y(value + errors[i]!)} />)}
         <path class="curve" d={path} />
         {isMarked && points.map(([step, value]) => <circle class="dot" cx={x(step)} cy={y(value)} r={3} />)}
         {marks.map((m, i) => <line class={`mark m${i}`} x1={x(m)} x2={x(m)} y1={TOP} y2={HEIGHT - BOTTOM} />)}

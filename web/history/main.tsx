@@ -47,6 +47,9 @@ function Page({ run, w }: { run: Run; w: Words }) {
     loss: run.train.map((r): [number, number] => [r[0], r[1]]),
     rate: run.train.filter((r) => r[2] !== null).map((r): [number, number] => [r[0], r[2]!]),
   }), [run]);
+  const scores = useMemo(() => run.scores.map((s) => ({
+    label: s.label, points: s.points.map((p): [number, number] => [p[0], p[1]]), errors: s.points.map((p) => p[2]),
+  })), [run]);
   const last = Math.max(steps[steps.length - 1], run.train[run.train.length - 1]?.[0] ?? 0);
   const common = { last, stages, marks: chosen, onPick: pick };
   const names = layers.found.get(steps[at])?.layers ?? [...layers.found.values()][0]?.layers ?? [];
@@ -58,6 +61,12 @@ function Page({ run, w }: { run: Run; w: Words }) {
         {run.heldout.length > 0 && <Chart label={w.bits} points={run.heldout} isMarked={run.heldout.length < 100} {...common} />}
         {curves.rate.length > 0 && <Chart label={w.rate} points={curves.rate} {...common} />}
       </section>
+      {scores.length > 0 && (
+        <section class="card" aria-label={w.scores}>
+          <h2>{w.scores}</h2>
+          {scores.map((s) => <Chart key={s.label} label={`${s.label}, ${w.error}`} points={s.points} errors={s.errors} isMarked {...common} />)}
+        </section>
+      )}
       <section class="card slider" aria-label={w.slider}>
         <label>{w.slider} <output>{steps[at].toLocaleString()}</output>
           <input type="range" min={0} max={rows.length - 1} value={at} aria-valuetext={`${w.step} ${steps[at]}, ${rows[at].stage}`} aria-describedby="keys"

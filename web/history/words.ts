@@ -6,7 +6,7 @@ export const words = {
     making: "Generating …", nothing: "The run kept none up to here.", layers: "Layers", norm: "norm", change: "update size", cosine: "1 − cosine", norms: "Norm", changes: "Update size: ‖this − previous‖ / ‖this‖",
     cosines: "1 − cosine to the previous checkpoint", low: "low", high: "high", layer: "layer", branches: "Branches", began: "began at step", reaches: "reaches step", manifest: "Manifest",
     stage: "stage", lr: "lr", train: "loss", bytes: "bytes", seed: "seed", parent: "parent", hash: "manifest SHA-256", tensors: "tensors", batch: "batch (sequences)", computed: "computed", this: "this run",
-    warmup: "warm-up", stable: "stable", decay: "decay", tail: "tail",
+    scores: "Scores", error: "± standard error", warmup: "warm-up", stable: "stable", decay: "decay", tail: "tail",
   },
   zh: {
     title: "训练历史", checkpoints: "个检查点", parameters: "参数", loading: "加载中…", failed: "出错了", step: "步", tokens: "词元",
@@ -15,7 +15,7 @@ export const words = {
     making: "生成中…", nothing: "到此为止没有保存样本。", layers: "各层", norm: "范数", change: "更新大小", cosine: "1 − 余弦", norms: "范数", changes: "更新大小：‖当前 − 前一个‖ / ‖当前‖",
     cosines: "1 − 与前一检查点的余弦", low: "低", high: "高", layer: "层", branches: "分支", began: "起始步", reaches: "到达步", manifest: "清单",
     stage: "阶段", lr: "学习率", train: "损失", bytes: "字节", seed: "种子", parent: "来源", hash: "清单 SHA-256", tensors: "张量", batch: "批大小（序列）", computed: "已计算", this: "本运行",
-    warmup: "预热", stable: "稳定", decay: "衰减", tail: "尾段",
+    scores: "评测", error: "± 标准误", warmup: "预热", stable: "稳定", decay: "衰减", tail: "尾段",
   },
 };
 export type Words = (typeof words)["en"];

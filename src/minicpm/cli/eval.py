@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minicpm.cli.evaluating import Drawer, add_evaluation, check_evaluation, make_plan
 from minicpm.cli.parser import Parser, UsageError
-from minicpm.cli.sampling import add_kv_type
 from minicpm.cli.terminal import note, out, suggest, table
 
 if TYPE_CHECKING:
     from minicpm.eval.contract import EvaluatedModel
     from minicpm.eval.results import Scoring
-    from minicpm.eval.runner import Progress
-
-_PLAIN_SECONDS = 30
 
 
 def parser() -> Parser:
@@ -36,28 +31,11 @@ def parser() -> Parser:
         ],
     )
     verb.add_argument("model", metavar="MODEL", nargs="?", help="a name, a GGUF file, a folder, torch:PATH, or a URL")
-    verb.add_argument("--tasks", metavar="NAME,…", help="see --list; a path to a TOML file is a task too")
     verb.add_argument("--list", action="store_true", help="list the tasks")
-    verb.add_argument("--data", type=Path, metavar="DIR", help="the folder of the tasks' files (default: the hub)")
-    verb.add_argument(
-        "--protocol",
-        choices=("plain", "ultraeval"),
-        default="plain",
-        help="plain: greedy, one form a task; ultraeval: the MiniCPM card's (default: plain)",
-    )
-    verb.add_argument("--limit", type=int, metavar="N", help="the first N rows of each task")
-    verb.add_argument("--shots", type=int, metavar="N", help="examples in front, instead of each task's own number")
-    verb.add_argument("--batch", type=int, default=64, metavar="N", help="rows between two writes (default: 64)")
-    verb.add_argument("--paraphrases", action="store_true", help="also put each task in other words; shows the spread")
-    verb.add_argument("--allow-code", action="store_true", help="run programs that the model writes, in a sandbox")
-    verb.add_argument("--judge", metavar="URL", help="who rates dialogues: an OpenAI-compatible server")
-    verb.add_argument("--judge-model", metavar="NAME", help="its model (default: the first that it lists)")
+    add_evaluation(verb)
     verb.add_argument("--with", dest="harness", choices=("lm-eval",), help="run the harness's tasks of these names")
     verb.add_argument("--include", type=Path, metavar="DIR", help="with lm-eval: a folder of further task files")
     verb.add_argument("--dtype", help="bf16, fp16 or fp32, for torch:PATH")
-    verb.add_argument("--ctx", type=int, metavar="N", help="context length of the engine")
-    verb.add_argument("--threads", type=int, metavar="N", help="of the engine")
-    add_kv_type(verb)
     verb.add_argument("--out", type=Path, metavar="DIR", help="samples and results (default: eval/MODEL)")
     verb.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two folders of results, paired by rows"
@@ -75,9 +53,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if not options.model or not options.tasks:
         raise UsageError("name a MODEL and its --tasks NAME,… (`minicpm eval --list` shows them)")
-    for name in ("limit", "batch"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    check_evaluation(options)
     if options.harness:
         _run_harness(options)
     else:
@@ -86,24 +62,12 @@ def run(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from minicpm.eval.report import write_report
-    from minicpm.eval.runner import Plan, prepare, run
-    from minicpm.eval.url_model import UrlModel
+    from minicpm.eval.results import read_results
+    from minicpm.eval.runner import prepare, run
 
     folder = options.out or Path("eval") / Path(options.model.rstrip("/")).name.replace(":", "-")
-    drawer = _Drawer()
-    plan = Plan(
-        tasks=[name for name in options.tasks.split(",") if name],
-        out=folder,
-        protocol=options.protocol,
-        data=options.data,
-        limit=options.limit,
-        shots=options.shots,
-        batch_rows=options.batch,
-        with_paraphrases=options.paraphrases,
-        allows_code=options.allow_code,
-        judge=UrlModel(options.judge, options.judge_model) if options.judge else None,
-        report=drawer.draw,
-    )
+    drawer = Drawer()
+    plan = make_plan(options, folder, drawer.draw)
     jobs = prepare(plan)
     model = _open(options)
     facts = {"model": model.name, "runtime": model.runtime}
@@ -112,7 +76,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     finally:
         drawer.end()
     out(_table(scorings))
-    page = write_report(folder, facts, options.protocol, scorings)
+    page = write_report(folder, facts, options.protocol, read_results(folder)[1])
     note(f"{model.name}: {model.runtime}; samples and results in {folder}, page {page}")
     suggest(f"minicpm eval --compare {folder} OTHER")
 
@@ -187,37 +151,3 @@ def _list() -> None:
         task = load_task(name)
         rows.append([name, ", ".join(dict.fromkeys(form.mode for form in task.form)), task.file, task.source])
     out(table(["task", "asks for", "file", "source"], rows))
-
-
-class _Drawer:
-    """The line of a run: task, rows, rows per second, time left; plain lines where there is no terminal."""
-
-    def __init__(self) -> None:
-        self._is_moving = sys.stderr.isatty()
-        self._last = -1e9
-
-    def draw(self, progress: Progress) -> None:
-        left = progress.num_rows - progress.num_done
-        is_last = left == 0
-        now = time.monotonic()
-        if not self._is_moving and not is_last and now - self._last < _PLAIN_SECONDS:
-            return
-        self._last = now
-        eta = f", {_clock(left / progress.rows_per_second)} left" if progress.rows_per_second > 0 and left else ""
-        rows = f"{progress.num_done}/{progress.num_rows} rows, {progress.rows_per_second:.1f}/s{eta}"
-        text = f"{progress.task} ({progress.form}): {rows}"
-        if self._is_moving:
-            sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if is_last else ""))
-            sys.stderr.flush()
-        else:
-            note(text)
-
-    def end(self) -> None:
-        if self._is_moving:
-            sys.stderr.write("\r\x1b[K")
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from minicpm.cli import history_average as averaging
+from minicpm.cli import history_eval as evaluating
 from minicpm.cli import history_page as page
 from minicpm.cli import history_publishing as publishing
 from minicpm.cli import history_reading as reading
@@ -25,6 +26,7 @@ def parser() -> Group:
     group.add("diff", reading.diff_parser(), reading.diff)
     group.add("plot", study.plot_parser(), study.plot)
     group.add("average", averaging.average_parser(), averaging.average)
+    group.add("eval", evaluating.eval_parser(), evaluating.evaluate)
     group.add("data", study.data_parser(), study.data)
     group.add("thin", writing.thin_parser(), writing.thin)
     group.add("publish", publishing.publish_parser(), publishing.publish)

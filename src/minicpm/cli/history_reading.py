@@ -13,7 +13,7 @@ from minicpm.errors import CheckpointError
 from minicpm.hub.progress import megabytes
 
 if TYPE_CHECKING:
-    from minicpm.history.reading import Snapshot
+    from minicpm.history.reading import History, Snapshot
 
 
 def ls_parser() -> Parser:
@@ -40,7 +40,11 @@ def ls(options: argparse.Namespace) -> None:
     if options.json:
         out(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
+    from minicpm.history.scores import by_setting, current_scores
+
     raw = history.config.num_parameters().total * 2
+    series = by_setting(current_scores(history))
+    found = [{score.step: f"{score.value:.4f}" for score in scores} for scores in series.values()]
     lines = [
         [
             str(row.step), f"{row.tokens:,}", row.stage, f"{row.lr:.3g}", _loss(row.losses, "train"),
@@ -50,11 +54,12 @@ def ls(options: argparse.Namespace) -> None:
                     ("key", row.is_key), ("published", row.is_published), ("base only", row.precision == "base")
                 ) if holds
             ),
+            *(values.get(row.step, "") for values in found),
         ]
         for row in rows
     ]  # fmt: skip
-    header = ["step", "tokens", "stage", "lr", "loss", "held-out", "bytes", "of bf16", ""]
-    out(table(header, lines, right=[0, 1, 3, 4, 5, 6, 7]))
+    header = ["step", "tokens", "stage", "lr", "loss", "held-out", "bytes", "of bf16", "", *series]
+    out(table(header, lines, right=[0, 1, 3, 4, 5, 6, 7, *range(9, len(header))]))
     note(f"{len(rows)} checkpoints, {megabytes(sum(row.num_bytes for row in rows))} together")
     if rows:
         suggest(f"minicpm chat {options.source}@{rows[-1].step}")
@@ -104,13 +109,15 @@ def show(options: argparse.Namespace) -> None:
         if options.json:
             facts["run"] = dict(about.run)
     else:
-        snapshot = open_history(name.run).at(name.step, precision=name.precision)
+        history = open_history(name.run)
+        snapshot = history.at(name.step, precision=name.precision)
         manifest = snapshot.manifest
         facts = dataclasses.asdict(manifest.facts) | {
             "coded_from": manifest.previous,
             "bytes": snapshot.row.num_bytes,
             "manifest_sha256": snapshot.row.manifest_sha256,
             "code_version": manifest.code_version,
+            "scores": _scores_of(history, name.step, options.json),
         }
         lines = _tensor_lines(snapshot)
     if options.json:
@@ -121,6 +128,13 @@ def show(options: argparse.Namespace) -> None:
     out("\n".join(f"{key:{width}}  {_text(value)}" for key, value in facts.items()))
     if options.tensors and lines:
         out("\n" + table(_TENSOR_HEADER, lines, right=[3, 4]))
+
+
+def _scores_of(history: History, step: int, is_json: bool) -> dict[str, Any]:
+    from minicpm.history.scores import by_setting, current_scores
+
+    found = by_setting([score for score in current_scores(history) if score.step == step])
+    return {label: dict(scores[0].figures) if is_json else scores[0].text for label, scores in found.items()}
 
 
 _TENSOR_HEADER = ["tensor", "type", "shape", "frames", "bytes read", "sha256"]

@@ -18,11 +18,16 @@ def plot_parser() -> Parser:
         "history plot",
         "Draw losses, learning rate and bits a byte over the steps, the stages shaded, and how far every layer moved "
         "between checkpoints. PNG, SVG or PDF, by the name's ending.",
-        ["minicpm history plot runs/nano", "minicpm history plot runs/nano --out nano.svg --no-updates"],
+        [
+            "minicpm history plot runs/nano",
+            "minicpm history plot runs/nano --out nano.svg --no-updates",
+            "minicpm history plot runs/nano --score arc_easy,lambada --out scores.png",
+        ],
     )
     verb.add_argument("source", metavar="RUN", help="a run's folder, a history's folder, or a URL")
     verb.add_argument("--out", type=Path, metavar="FILE", help="(default: NAME.png, here)")
     verb.add_argument("--no-updates", action="store_true", help="curves alone: decodes no weights")
+    verb.add_argument("--score", metavar="TASK,…", help="instead the scores that `history eval` kept; or `all`")
     return verb
 
 
@@ -32,7 +37,14 @@ def plot(options: argparse.Namespace) -> None:
     from minicpm.history.picture import draw
 
     path = options.out or Path(f"{run_name(options.source)}.png")
-    draw(open_history(options.source), path, has_updates=not options.no_updates, say=note)
+    history = open_history(options.source)
+    if options.score:
+        from minicpm.history.score_picture import choose_scores, draw_scores
+        from minicpm.history.scores import by_setting, current_scores
+
+        draw_scores(history, choose_scores(by_setting(current_scores(history)), options.score), path)
+    else:
+        draw(history, path, has_updates=not options.no_updates, say=note)
     out(str(path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,7 +174,11 @@ def import_(options: argparse.Namespace) -> None:
 def add_steps(verb: Parser, default: str) -> None:
     """Add the option `--steps`, which `choose_steps` reads."""
     verb.add_argument(
-        "--steps", default=default, metavar="S,S", help=f"steps, `all`, `last`, or a stage's name (default: {default})"
+        "--steps",
+        default=default,
+        metavar="S,S",
+        help="steps; or FIRST:LAST[:EVERY], those from the one to the other, both included; or `all`, `last`, or a "
+        f"stage's name (default: {default})",
     )
 
 
@@ -184,16 +189,29 @@ def choose_steps(history: History, text: str) -> list[int]:
         CheckpointError: the history has no such step or stage.
         UsageError: neither.
     """
+    if not history.steps:
+        history.at(tokens=0)  # says that it is empty
     if text == "all" or text == "last":
-        found = history.steps if text == "all" else history.steps[-1:]
-        if not found:
-            history.at(tokens=0)  # says that it is empty
-        return found
+        return history.steps if text == "all" else history.steps[-1:]
     if text.isalpha():
         return [snapshot.step for snapshot in history.stage(text)]
+    if ":" in text:
+        return _range(history, text)
     steps = _numbers(text)
     for step in steps:
         history.row(step)
+    return steps
+
+
+def _range(history: History, text: str) -> list[int]:
+    """The steps that FIRST:LAST[:EVERY] means: multiples of EVERY counted from FIRST, where there are checkpoints."""
+    match = re.fullmatch(r"(\d*):(\d*)(?::(\d+))?", text)
+    if match is None or match[3] == "0":
+        raise UsageError(f"{text!r} is no range of steps; write FIRST:LAST or FIRST:LAST:EVERY, such as 0:10000:500")
+    first, last, every = int(match[1] or 0), int(match[2] or history.steps[-1]), int(match[3] or 1)
+    steps = [step for step in history.steps if first <= step <= last and (step - first) % every == 0]
+    if not steps:
+        raise UsageError(f"no checkpoint lies in {text!r}; there are {len(history)}, `minicpm history ls` shows them")
     return steps
 
 

@@ -22,6 +22,7 @@ from minicpm.eval.judge import Sample
 from minicpm.eval.statistics import Figure
 
 FORMAT = 1
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def write_results(folder: Path, model: dict[str, Any], protocol: str, scorings: 
         "protocol": protocol,
         "scorings": [dataclasses.asdict(s) for s in scorings],
     }
-    path = folder / "results.json"
+    path = folder / RESULTS
     write_json(path, _without_nan(data))
     return path
 
@@ -117,7 +118,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[Scoring]]:
     Raises:
         EvalError: it has none, or of a newer format.
     """
-    path = folder / "results.json"
+    path = folder / RESULTS
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] > FORMAT:

@@ -6,7 +6,7 @@ What this leaves out: how a model is opened and what is drawn while it runs (`cl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from minicpm.eval import code, dialogue
 from minicpm.eval.contract import EvaluatedModel
 from minicpm.eval.forms import FormReader, Question, digest
 from minicpm.eval.judge import Sample, Sampling, figures, judge
-from minicpm.eval.results import SampleFile, Scoring, sample_path, write_results
+from minicpm.eval.results import RESULTS, SampleFile, Scoring, read_results, sample_path, write_results
 from minicpm.eval.rows import Rows, read_task
 from minicpm.eval.task import Form, Task, load_task
 
@@ -50,6 +50,8 @@ class Plan:
         with_paraphrases: whether forms that say the same in other words run too.
         allows_code: whether programs that the model writes are run.
         judge: who judges dialogues.
+        report: told how far it is.
+        on_scoring: told each result, when it is on the disk.
     """
 
     tasks: Sequence[str]
@@ -63,6 +65,7 @@ class Plan:
     allows_code: bool = False
     judge: dialogue.Judge | None = None
     report: Callable[[Progress], None] = field(default=lambda progress: None)
+    on_scoring: Callable[[Scoring], None] = field(default=lambda scoring: None)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _jobs(plan: Plan, name: str, task: Task) -> Iterator[Job]:
 
 
 def run(plan: Plan, jobs: Sequence[Job], model: EvaluatedModel, facts: dict[str, Any]) -> list[Scoring]:
-    """Put `jobs` to `model`, continuing what an earlier run left in `plan.out`, and write the results.
+    """Put `jobs` to `model`, continuing what an earlier run left in `plan.out`, and write results beside its.
 
     Args:
         plan: what to do.
@@ -122,11 +125,22 @@ def run(plan: Plan, jobs: Sequence[Job], model: EvaluatedModel, facts: dict[str,
     Raises:
         EvalError: the folder holds another run, or a judge fails; what was scored so far is kept.
     """
-    scorings = []
+    earlier = _earlier(plan, facts, {(job.name, job.form.name) for job in jobs})
+    scorings: list[Scoring] = []
     for job in jobs:
         scorings.append(_run_job(plan, model, facts, job))
-        write_results(plan.out, facts, plan.protocol, scorings)
+        write_results(plan.out, facts, plan.protocol, [*earlier, *scorings])
+        plan.on_scoring(scorings[-1])
     return scorings
+
+
+def _earlier(plan: Plan, facts: dict[str, Any], asked: Collection[tuple[str, str]]) -> list[Scoring]:
+    """What the folder holds of the same model and protocol, besides what is asked now."""
+    if not (plan.out / RESULTS).exists():
+        return []
+    header, scorings = read_results(plan.out)
+    is_same = header.get("model") == facts and header.get("protocol") == plan.protocol
+    return [s for s in scorings if (s.task, s.form) not in asked] if is_same else []
 
 
 def _run_job(plan: Plan, model: EvaluatedModel, facts: dict[str, Any], job: Job) -> Scoring:

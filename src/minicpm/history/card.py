@@ -6,10 +6,11 @@ What this leaves out: what was not measured, and the data's licence.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from minicpm.history.catalogue import INDEX, Row
 from minicpm.history.reading import History
+from minicpm.history.scores import Score, by_setting, current_scores
 from minicpm.history.verification import needed_objects
 
 _MEGABYTE = 1_000_000
@@ -35,10 +36,12 @@ def write_card(history: History, name: str, licence: str = "") -> str:
     index = hashlib.sha256(history.place.read(INDEX)).hexdigest()
     base_en = f" Of {num_base} only the base layer is here yet." if num_base else ""
     base_zh = f"其中 {num_base} 个目前仅有基础层。" if num_base else ""
+    scores = by_setting(current_scores(history))
     return _CARD.format(
         licence=licence or "unknown", name=name, count=len(rows), shape=shape, raw=_bytes(raw), size=_bytes(size),
         share=share, base_en=base_en, base_zh=base_zh, stages_en=_stages(rows, _EN), stages_zh=_stages(rows, _ZH),
-        where=where, last=last, here_en=_HERE_EN if where == _ADDRESS else "",
+        scores_en=_scores(scores, _SCORES_EN), scores_zh=_scores(scores, _SCORES_ZH), where=where, last=last,
+        here_en=_HERE_EN if where == _ADDRESS else "",
         here_zh=_HERE_ZH if where == _ADDRESS else "", about=history.catalogue.about_sha256, index=index,
         tokenizer=history.about.tokenizer_sha256 or "–", lines=_lines(rows),
     )  # fmt: skip
@@ -68,7 +71,7 @@ history = minicpm.History("{where}")
 history[{last}].state_dict()  # or history.at({last}, precision="base"): a few bits a weight
 ```
 
-{here_en}
+{scores_en}{here_en}
 ```console
 $ minicpm history ls {where}
 $ minicpm chat {where}@{last}
@@ -83,7 +86,7 @@ $ minicpm history verify {where}
 
 {stages_zh}
 
-{here_zh}打开方式同上;`precision="base"` 只读取每个权重几比特的基础层。
+{scores_zh}{here_zh}打开方式同上;`precision="base"` 只读取每个权重几比特的基础层。
 
 ## SHA-256
 
@@ -103,6 +106,8 @@ $ minicpm history verify {where}
 """
 _EN = ("stage", "steps", "checkpoints", "tokens", "learning rate", "loss", "bytes")
 _ZH = ("阶段", "步数", "检查点", "词元", "学习率", "损失", "字节")
+_SCORES_EN = ("score", "rows", "first checkpoint", "last checkpoint")
+_SCORES_ZH = ("评测", "题数", "首个检查点", "末个检查点")
 _FIRST_LAST = " → "
 
 
@@ -126,6 +131,19 @@ def _stages(rows: Sequence[Row], header: Sequence[str]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _scores(series: Mapping[str, Sequence[Score]], header: Sequence[str]) -> str:
+    """A table of what `history eval` found, nothing where it found nothing."""
+    lines = [
+        f"| {_cell(label)} | {scores[0].setting.num_rows:,} | {_score(scores[0])} | {_score(scores[-1])} |"
+        for label, scores in series.items()
+    ]
+    return "\n".join([f"| {' | '.join(header)} |", "|---|---:|---:|---:|", *lines, "", ""]) if lines else ""
+
+
+def _score(score: Score) -> str:
+    return f"{score.text} ({score.step:,})"
 
 
 def _lines(rows: Sequence[Row]) -> str:

@@ -1,7 +1,7 @@
 """Where a history is copied to: a folder of this machine, or what fsspec can write; each file whole or not at all.
 
 Objects come first and the index comes last, so nothing that is half there is ever listed. What this leaves out: reading
-(`place`), what is copied (`transfer`), and the hub, which takes whole commits.
+(`place`), what is copied (`transfer`), and the hub, which takes whole commits (`hub_destination`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minicpm.errors import CheckpointError
-from minicpm.history.catalogue import ABOUT, OBJECTS
+from minicpm.history.catalogue import ABOUT, OBJECTS, Row
 from minicpm.history.manifest import FOLDER
 from minicpm.history.objects import NewObject
 from minicpm.history.place import PARTIAL, Folder, Place
@@ -61,6 +61,13 @@ class Destination(Protocol):
             CheckpointError: it cannot be written.
         """
 
+    def mark(self, row: Row) -> None:
+        """Give a checkpoint that is there whole a name of its own, where the place has such.
+
+        Raises:
+            CheckpointError: it cannot.
+        """
+
     def close(self) -> None:
         """Let others write."""
 
@@ -104,6 +111,9 @@ class FolderDestination:
         with disk_errors(self.place.path):
             self._open()
             self.place.write(path, content)
+
+    def mark(self, row: Row) -> None:
+        """Return: the index names it."""
 
     def close(self) -> None:
         """Remove what is half-written, all of it where nothing was completed, and let others write."""
@@ -156,6 +166,9 @@ class RemoteDestination:
     def write(self, path: str, content: bytes) -> None:
         """Replace a small file."""
         self._send(path, lambda files, to: files.pipe_file(to, content))
+
+    def mark(self, row: Row) -> None:
+        """Return: the index names it."""
 
     def close(self) -> None:
         """Nothing is held."""
@@ -232,6 +245,10 @@ def open_destination(path_or_url: str) -> Destination:
         raise CheckpointError(
             f"{path_or_url} is for reading; publish into a folder that the server shows, or to a store such as s3://"
         )
+    if scheme == "hf":
+        from minicpm.history.hub_destination import HubDestination
+
+        return HubDestination(path_or_url)
     return RemoteDestination(path_or_url)
 
 

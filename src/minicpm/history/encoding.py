@@ -87,7 +87,8 @@ class Encoder:
             refinement.discard()
         tensors = {name: e if isinstance(e, TensorEntry) else _named(e, names) for name, e in entries.items()}
         added = {name: new.num_bytes for name, new in zip(names, (base, refinement), strict=True) if name}
-        manifest = Manifest(facts, {}, tensors, before.facts.step if before is not None else None)
+        link = (before.facts.step, before.weights_sha256) if before is not None else (None, None)
+        manifest = Manifest(facts, {}, tensors, *link)
         known = {**(before.objects if before is not None else {}), **added}
         used = dict.fromkeys(extent.object for extent in manifest.extents())
         manifest = dataclasses.replace(manifest, objects={name: known[name] for name in used})

@@ -14,6 +14,7 @@ What this leaves out: the bytes (`coding`), and the list of checkpoints (`catalo
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -115,12 +116,17 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checkpoint: `objects` maps each object's hash to its length; `previous` is the step it was coded from."""
+    """A checkpoint: `objects` maps each object's hash to its length.
+
+    `previous` is the step that it was coded from, and `previous_weights_sha256` the hash of that one's weights, None
+    in histories of earlier versions: so that steps whose places were exchanged do not go unseen.
+    """
 
     facts: Facts
     objects: Mapping[str, int]
     tensors: Mapping[str, TensorEntry]
     previous: int | None = None
+    previous_weights_sha256: str | None = None
     code_version: str = __version__
 
     def to_json(self) -> bytes:
@@ -148,6 +154,7 @@ class Manifest:
             "code_version": self.code_version,
             **dataclasses.asdict(self.facts),
             "previous": self.previous,
+            "previous_weights_sha256": self.previous_weights_sha256,
             "objects": [[name, size] for name, size in self.objects.items()],
             "tensors": tensors,
         }
@@ -157,6 +164,12 @@ class Manifest:
     def num_bytes(self) -> int:
         """The raw bytes of all tensors."""
         return sum(entry.num_bytes for entry in self.tensors.values())
+
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of all tensors' names, types, shapes and hashes: of what was trained, however it is coded."""
+        lines = [f"{name} {e.block_type} {e.shape} {e.sha256}\n" for name, e in sorted(self.tensors.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def extents(self, is_exact: bool = True) -> Iterator[Extent]:
         """Return every extent that any tensor of this checkpoint needs."""
@@ -179,12 +192,15 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
             raise ValueError("an object's name is no SHA-256")
         names = list(objects)
         tensors = {name: _tensor(entry, names, objects) for name, entry in value["tensors"].items()}
-        previous = value["previous"]
+        previous, link = value["previous"], value.get("previous_weights_sha256")
+        if link is not None and not _HASH.fullmatch(link):
+            raise ValueError("the hash of the step before is no SHA-256")
         return Manifest(
             facts=_facts(value),
             objects=objects,
             tensors=tensors,
             previous=None if previous is None else _count(previous),
+            previous_weights_sha256=link,
             code_version=str(value["code_version"]),
         )
     except KeyError as error:

@@ -42,19 +42,8 @@ def draw(
     Raises:
         CheckpointError: another suffix, matplotlib is missing, fewer checkpoints, or the disk does not take it.
     """
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path} does not say what to draw; its name must end in {', '.join(SUFFIXES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CheckpointError("pictures are drawn by matplotlib, which is not installed: pip install 'minicpm[train]'")
+    figure = new_figure(history, path, 9 if has_updates else 4.5)
     rows = history.rows
-    if len(rows) < 2:
-        raise CheckpointError(f"{history.place.name} has {len(rows)} checkpoints; a picture takes at least 2")
-    # The object interface: pyplot would look for a display and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 9 if has_updates else 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(4 if has_updates else 2, 1, sharex=False)
     _draw_losses(panels[0], rows)
     _draw_rate(panels[1], rows)
@@ -62,6 +51,32 @@ def draw(
         changes = compare_neighbours(history, say)
         _draw_map(figure, panels[2], rows, changes, "change", "update: |Δw| / |w|")
         _draw_map(figure, panels[3], rows, changes, "cosine", "cosine to the checkpoint before")
+    save_figure(figure, path)
+
+
+def new_figure(history: History, path: Path, inches: float) -> Any:
+    """Return an empty figure of that height for `path`.
+
+    Raises:
+        CheckpointError: another suffix, matplotlib is missing, or fewer than two checkpoints.
+    """
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path} does not say what to draw; its name must end in {', '.join(SUFFIXES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CheckpointError("pictures are drawn by matplotlib, which is not installed: pip install 'minicpm[train]'")
+    if len(history) < 2:
+        raise CheckpointError(f"{history.place.name} has {len(history)} checkpoints; a picture takes at least 2")
+    # The object interface: pyplot would look for a display and keep global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure whole, in the format of its suffix."""
     with atomic_file(path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=120)
 

@@ -19,6 +19,7 @@ from minicpm.history.catalogue import ABOUT
 from minicpm.history.difference import by_layer
 from minicpm.history.naming import open_history
 from minicpm.history.reading import History
+from minicpm.history.scores import by_setting, current_scores
 
 # Continues each prompt from the weights of a step.
 Generate = Callable[[int, Sequence[str]], list[str]]
@@ -62,6 +63,10 @@ class Study:
                 "checkpoints": [dataclasses.asdict(row) for row in self.history.rows],
                 "train": train,
                 "heldout": heldout,
+                "scores": [
+                    {"label": label, "points": [[s.step, s.value, s.stderr] for s in scores]}
+                    for label, scores in by_setting(current_scores(self.history)).items()
+                ],
                 "branches": self._branches(),
                 "can_generate": self._generate is not None,
             }

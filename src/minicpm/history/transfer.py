@@ -18,11 +18,12 @@ from minicpm.history.catalogue import ABOUT, INDEX, OBJECTS, Catalogue, Precisio
 from minicpm.history.destination import Destination, FolderDestination
 from minicpm.history.manifest import FOLDER, Manifest, parse_manifest
 from minicpm.history.reading import History
+from minicpm.history.scores import SCORES, current_scores, merged, read_scores, scores_to_json
 from minicpm.history.verification import needed_objects
 
 Report = Callable[[str, int, int], None]
 # What lies beside a history at its destination, and is not looked at.
-_OWN = {ABOUT, INDEX, OBJECTS, FOLDER, "README.md", "scores.json"}
+_OWN = {ABOUT, INDEX, OBJECTS, FOLDER, "README.md", SCORES}
 
 
 def _silent(what: str, done_bytes: int, total_bytes: int) -> None:
@@ -83,7 +84,21 @@ def copy(
         sending.send_objects(row)
     for row in plan:
         sending.send(row)
+        if row.precision == precision:
+            destination.mark(row)
+    # Also those that an interrupted call sent and did not come to mark.
+    for row in wanted:
+        destination.mark(row)
+    _send_scores(source, destination, steps)
     return sending.done_bytes
+
+
+def _send_scores(source: History, destination: Destination, steps: Sequence[int]) -> None:
+    """Put what is known of the checkpoints beside what is known there."""
+    there = read_scores(destination.place)
+    both = merged(there, [score for score in current_scores(source) if score.step in set(steps)])
+    if both != there:
+        destination.write(SCORES, scores_to_json(both))
 
 
 def check_own(source: History, destination: Destination) -> None:

@@ -2,8 +2,8 @@
 
     stored      every manifest and object has the length and hash that its name and the index say
     decoded     every tensor of every step decodes to the SHA-256 of what was trained
-    continuous  no step repeats another, no tensor is another step's or another tensor's: such a mistake has right
-                hashes, made from wrong weights, and shows as a jump away from both neighbours and back
+    continuous  no step repeats another, stands in a neighbour's place, or follows other weights than it was coded
+                after; no tensor is another step's or another tensor's (`continuity`)
 
 What this leaves out: repairing.
 """
@@ -12,38 +12,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from minicpm.errors import CheckpointError
 from minicpm.formats.block_type import Floats
 from minicpm.history.catalogue import OBJECTS, Row, row_of
+from minicpm.history.continuity import Continuity, Problem, find_broken_links, find_repeats, measure_turn
 from minicpm.history.decoding import Decoder
 from minicpm.history.manifest import Manifest
 from minicpm.history.place import MissingFileError, Place
 from minicpm.history.reading import History
 
 _PIECE_BYTES = 8 << 20
-# A wrong tensor is so many times further from both neighbours than they are from each other. A random walk gives 0.7,
-# noise around a fixed point 1.
-_JUMP = 1.5
 _CACHE_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is not as it should be: `step` is the first checkpoint that suffers from it."""
-
-    step: int
-    text: str
-
-
-@dataclass(frozen=True)
-class _Jump:
-    step: int
-    name: str
-    ratio: float
 
 
 def verify(
@@ -68,6 +50,7 @@ def verify(
     problems += found
     problems += _check_files(history)
     problems += find_repeats(manifests)
+    problems += find_broken_links(manifests)
     if is_deep:
         problems += _check_tensors(history, manifests, broken, on_progress)
     return sorted(problems, key=lambda problem: problem.step)
@@ -149,39 +132,13 @@ def _check_files(history: History) -> list[Problem]:
     return []
 
 
-def find_repeats(manifests: dict[int, Manifest]) -> list[Problem]:
-    """Return the steps that repeat an earlier one, and matrices that return to what they were before they changed."""
-    problems = []
-    seen: dict[tuple[str, ...], int] = {}
-    places: dict[str, dict[str, int]] = {}
-    previous: dict[str, str] = {}
-    for step, manifest in manifests.items():
-        whole = tuple(entry.sha256 for entry in manifest.tensors.values())
-        if whole in seen:
-            problems.append(Problem(step, f"step {step} repeats step {seen[whole]}: every tensor is the same"))
-            continue
-        seen[whole] = step
-        returned: dict[int, list[str]] = {}
-        for name, entry in manifest.tensors.items():
-            before = places.setdefault(name, {})
-            if len(entry.shape) > 1 and entry.sha256 in before and previous.get(name) != entry.sha256:
-                returned.setdefault(before[entry.sha256], []).append(name)
-            before.setdefault(entry.sha256, step)
-            previous[name] = entry.sha256
-        problems += [
-            Problem(step, f"step {step}: {_names(names)} as in step {source}, and another in between")
-            for source, names in returned.items()
-        ]
-    return problems
-
-
 def _check_tensors(
     history: History, manifests: dict[int, Manifest], broken: set[str], on_progress: Callable[[str], None]
 ) -> list[Problem]:
     rows = {row.step: row for row in history.rows}
     decoder = Decoder(history.place, _CACHE_BYTES)
     problems: list[Problem] = []
-    jumps: dict[int, list[_Jump]] = {}
+    continuity = Continuity()
     names = list(next(iter(manifests.values())).tensors) if manifests else []
     for index, name in enumerate(names):
         on_progress(f"tensor {index + 1} of {len(names)}: {name}")
@@ -203,31 +160,11 @@ def _check_tensors(
             values = [*values[-2:], (step, weight.decode())]
             if not np.isfinite(values[-1][1]).all():
                 problems.append(Problem(step, f"step {step}: {name} has values that are not finite"))
-            elif len(values) == 3 and len(entry.shape) > 1 and (jump := find_jump(name, values)):
-                jumps.setdefault(jump.step, []).append(jump)
-    for step, found in jumps.items():
-        worst = max(jump.ratio for jump in found)
-        problems.append(
-            Problem(
-                step,
-                f"step {step}: {_names([jump.name for jump in found])} jump away from both neighbours and back "
-                f"({worst:.1f} times their distance): probably of another step or another tensor",
-            )
-        )
-    return problems
-
-
-def find_jump(name: str, values: list[tuple[int, Floats]]) -> _Jump | None:
-    """Return the middle one of three steps of a tensor if it is far from the two, which are near each other."""
-    (_, first), (step, middle), (_, last) = values
-    before, after, across = (float(np.linalg.norm(a - b)) for a, b in ((first, middle), (middle, last), (first, last)))
-    # Neighbours that are equal are found as a repeat, by hash.
-    ratio = min(before, after) / across if across else 0.0
-    return _Jump(step, name, ratio) if ratio > _JUMP else None
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                values = []
+            elif len(values) == 3 and len(entry.shape) > 1:
+                (first, a), (middle, b), (last, c) = values
+                continuity.add(name, (first, middle, last), measure_turn(a, b, c))
+    return problems + continuity.problems()
 
 
 def _list(steps: list[int]) -> str:
