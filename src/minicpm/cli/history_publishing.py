@@ -19,13 +19,15 @@ def publish_parser() -> Parser:
     """Return the parser of `publish`."""
     verb = Parser(
         "history publish",
-        "Copy checkpoints to a folder for any static server, or to a store that fsspec writes (s3://, gs://, …). Base "
-        "layers go first, each checkpoint is listed once it is whole, an interrupted copy goes on; in the end "
-        "everything is read back and a card is written. What was published is never thinned. Without DEST they are "
-        "only marked as published.",
+        "Copy checkpoints to a folder for any static server, to a store that fsspec writes (s3://, gs://, …), or to a "
+        "repository of the Hugging Face hub (hf://OWNER/NAME), each a commit and a named revision there. Base layers "
+        "go first, each checkpoint is listed once it is whole, an interrupted copy goes on; in the end everything is "
+        "read back and a card is written. What was published is never thinned. Without DEST they are only marked as "
+        "published.",
         [
             "minicpm history publish runs/nano public/nano",
             "minicpm history publish runs/nano s3://bucket/nano --steps decay",
+            "minicpm history publish runs/nano hf://me/nano",
             "minicpm history publish runs/nano --steps 1000,2000",
         ],
     )

@@ -41,7 +41,9 @@ class StepName:
 def parse_step(text: str) -> StepName | None:
     """Return the run and the step that `text` names, or None where it is no such name."""
     match = _PATTERN.fullmatch(text)
-    if match is None or text.startswith(("hf:", "ms:")) or os.path.exists(os.path.expanduser(text)):
+    # hf:OWNER/NAME is a model of the hub, hf://OWNER/NAME a history there.
+    is_hub = text.startswith(("hf:", "ms:")) and "://" not in text
+    if match is None or is_hub or os.path.exists(os.path.expanduser(text)):
         return None
     return StepName(match[1], int(match[2]), "base" if match[3] else "exact")
 

@@ -1,6 +1,6 @@
 """Publishing a run: copied to where others read it, looked at from their side, with a card that says what it is.
 
-What this leaves out: the copying (`transfer`), and revisions on the hub.
+What this leaves out: the copying (`transfer`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from minicpm.errors import CheckpointError
 from minicpm.history.card import write_card
 from minicpm.history.catalogue import Precision
 from minicpm.history.destination import Destination
+from minicpm.history.place import MissingFileError
 from minicpm.history.reading import History
 from minicpm.history.transfer import Report, copy
 from minicpm.history.verification import verify
@@ -53,5 +54,14 @@ def publish(
             f"{destination.place.name} is not what was sent, {len(problems)} problems: {problems[0].text}; remove what "
             "is damaged there, and publish again"
         )
-    destination.write(CARD, write_card(published, name, licence).encode())
+    card = write_card(published, name, licence).encode()
+    if card != _read(destination, CARD):
+        destination.write(CARD, card)
     return sent
+
+
+def _read(destination: Destination, path: str) -> bytes:
+    try:
+        return destination.place.read(path)
+    except MissingFileError:
+        return b""
