@@ -11,16 +11,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.e2e.browser_session import browse
+from tests.unit.history.conftest import Server, serve
 
 from minicpm.architecture import ModelConfig
 from minicpm.formats.weight import Weight
-from minicpm.history import About, Facts, HistoryWriter
+from minicpm.history import About, Facts, History, HistoryWriter
+from minicpm.history.place import Folder
+from minicpm.history.scores import Score, Setting, add_scores
 from minicpm.tokenizer.training import VocabularyConfig, train_vocabulary
 
+__all__ = ["serve"]
 CONFIG = ModelConfig(
     hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
     head_dim=16, vocab_size=331, max_position_embeddings=512, scale_emb=12.0, scale_depth=1.4, dim_model_base=24.0,
@@ -87,12 +92,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in words.iterdir()}
 
 
+def add_made_up_scores(run: Path) -> None:
+    history = History(run)
+    setting = Setting("piqa", "choice", "plain", 0, 200, "exact", "engine", "", 1, "0" * 64, "0" * 64)
+    found = [
+        Score(row.step, row.manifest_sha256, "0" * 64, setting, {"acc": (0.5 + row.step / 1000, 0.03)})
+        for row in history.rows
+    ]
+    add_scores(Folder(run / "history"), found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [6, 60, 600])
 def test_the_page(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
     write_run(tmp_path / "run", count, files)
     write_run(tmp_path / "branch", 2, {}, parent=f"run@10 {'0' * 64}")
     write_run(tmp_path / "other", 2, {}, parent=f"elsewhere@10 {'0' * 64}")
+    if count == 6:
+        add_made_up_scores(tmp_path / "run")
     with served(tmp_path / "run") as url:
         seen = browse("history", url, tmp_path, *(["generate"] if count == 6 else []))
     assert seen["foreign"] == []
@@ -106,7 +123,9 @@ def test_the_page(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
     assert seen["pageUp"].startswith(f"step {min(110, last)},")
     assert seen["picked"].startswith("step ")
     assert seen["picked"] != seen["end"]
-    assert seen["curves"] == 3
+    assert seen["curves"] == (4 if count == 6 else 3)
+    assert seen["scores"] == (["piqa acc, ± standard error"] if count == 6 else [])
+    assert seen["bars"] == (6 if count == 6 else 0)
     assert seen["stages"] == 3 if count > 6 else seen["stages"] >= 2
     # As text, never as a tag.
     assert seen["samples"] == [f"the {HOSTILE} {last}"]
@@ -121,6 +140,38 @@ def test_the_page(files: dict[str, bytes], tmp_path: Path, count: int) -> None:
     if count == 6:
         assert seen["made"] != seen["samples"]
         assert HOSTILE not in seen["made"][0]
+
+
+@pytest.mark.slow
+def test_a_history_at_a_url(files: dict[str, bytes], tmp_path: Path, serve: Callable[..., Server]) -> None:
+    """As a published one: by range requests, curves from the index, samples made from the weights."""
+    write_run(tmp_path / "run", 3, files)
+    add_made_up_scores(tmp_path / "run")
+    source = serve(tmp_path / "run" / "history").url
+    with served(source) as url:
+
+        def ask(path: str) -> dict[str, Any]:
+            connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+            connection.request("GET", path)
+            response = connection.getresponse()
+            value: dict[str, Any] = json.loads(response.read())
+            connection.close()
+            assert response.status == 200, value
+            return value
+
+        run = ask("/api/run")
+        assert [row["step"] for row in run["checkpoints"]] == [0, 10, 20]
+        assert [point[0] for point in run["train"]] == [0, 10, 20]
+        assert [series["label"] for series in run["scores"]] == ["piqa acc"]
+        assert [branch["name"] for branch in run["branches"]] == [source.rpartition("/")[2]]
+        assert ask("/api/layers?step=20")["previous"] == 10
+        assert ask("/api/manifest?step=10")["tokens"] == 5120
+        assert ask("/api/samples?step=10") == {"step": None, "samples": []}
+        assert [sample["prompt"] for sample in ask("/api/generate?step=20")["samples"]] == [
+            "The ",
+            "Once upon a time",
+            "def ",
+        ]
 
 
 def test_what_the_server_refuses(minicpm: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ await run(async () => {
   const count = Number(await slider.getAttribute("max")) + 1;
   await page.waitForFunction((n) => document.querySelector(".computed")?.textContent.startsWith(`${n} / `), count, { timeout: 120_000 });
   const stepNow = () => slider.getAttribute("aria-valuetext");
-  const facts = { count, last: await stepNow(), curves: await page.locator(".chart path.curve").count(), stages: await page.locator(".chart").first().locator(".stage").count() };
+  const facts = { count, last: await stepNow(), curves: await page.locator(".chart path.curve").count(), stages: await page.locator(".chart").first().locator(".stage").count(),
+    scores: await page.locator('section[aria-label="Scores"] figcaption').allTextContents(), bars: await page.locator(".chart .error").count() };
   await slider.focus();
   await page.keyboard.press("Home");
   facts.home = await stepNow();
