@@ -17,6 +17,7 @@ from minicpm.eval.statistics import Figure
 
 _NUM_SAMPLES = 5
 _MAX_SAMPLE_CHARACTERS = 4000
+_WORDS = {"model": "模型", "runtime": "运行方式", "protocol": "评测协议"}
 _UNBOUNDED = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
@@ -45,6 +46,7 @@ def write_report(folder: Path, facts: dict[str, Any], protocol: str, scorings: S
         scorings=scorings,
         spreads=spread(scorings),
         samples=[(scoring, _samples(folder, scoring)) for scoring in scorings],
+        words=_WORDS,
         describe=describe,
         share=_share,
     )
@@ -63,9 +65,20 @@ def _share(figure: Figure) -> tuple[float, float] | None:
     return 100 * figure.value / best, 100 * error / best
 
 
-def _samples(folder: Path, scoring: Scoring) -> list[tuple[str, str]]:
-    shown = read_samples(folder, scoring.task, scoring.form)[:_NUM_SAMPLES]
+def _samples(folder: Path, scoring: Scoring) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(what the first rows scored, [what was kept of them by name])."""
     return [
-        (json.dumps(s.values), json.dumps(s.detail, ensure_ascii=False, indent=1)[:_MAX_SAMPLE_CHARACTERS])
-        for s in shown
+        (
+            ", ".join(f"{name} {_text(value)}" for name, value in sample.values.items()),
+            [(name, _text(value)[:_MAX_SAMPLE_CHARACTERS]) for name, value in sample.detail.items()],
+        )
+        for sample in read_samples(folder, scoring.task, scoring.form)[:_NUM_SAMPLES]
     ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
