@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minicpm.cli.history_writing import add_steps, choose_steps, run_name
-from minicpm.cli.parser import Parser
+from minicpm.cli.parser import Parser, UsageError
 from minicpm.cli.terminal import note, out, suggest
 from minicpm.hub.progress import TerminalReport, megabytes
 
 if TYPE_CHECKING:
+    from minicpm.history.catalogue import Row
     from minicpm.history.reading import History
 
 
@@ -35,6 +37,10 @@ def publish_parser() -> Parser:
     verb.add_argument("destination", metavar="DEST", nargs="?", default="", help="a folder or URL, new or of this run")
     add_steps(verb, "all")
     verb.add_argument("--precision", choices=("exact", "base"), default="exact", help="base keeps refinements back")
+    verb.add_argument(
+        "--models", choices=("granite", "minicpm", "llama"),
+        help="of the hub: let each revision also hold the checkpoint as a model folder, whole, for from_pretrained",
+    )  # fmt: skip
     verb.add_argument("--name", default="", metavar="N", help="for the card (default: RUN's)")
     verb.add_argument("--licence", default="", metavar="L", help="for the card, such as apache-2.0")
     return verb
@@ -53,8 +59,18 @@ def publish(options: argparse.Namespace) -> None:
         _mark(source, steps)
         out(f"{source.place.name}: {len(steps)} checkpoints are published")
         return
+    if options.models and not options.destination.startswith("hf://"):
+        raise UsageError(f"--models is for revisions of the hub, hf://OWNER/NAME, not {options.destination}")
+
+    def make_model(row: Row, path: Path) -> None:
+        from minicpm.exchange.hub_layout import write_revision
+
+        note(f"writing the model of step {row.step}")
+        write_revision(source, source.at(row.step, precision=row.precision), path, options.models)
+
     report = TerminalReport()
-    with contextlib.closing(open_destination(options.destination)) as destination:
+    maker = make_model if options.models else None
+    with contextlib.closing(open_destination(options.destination, maker)) as destination:
         # Before anything is marked.
         check_own(source, destination)
         if "://" not in options.source:
@@ -72,8 +88,6 @@ def publish(options: argparse.Namespace) -> None:
 
 def _mark(source: History, steps: list[int]) -> None:
     """Keep thinning from the checkpoints, for as long as anyone may read them."""
-    from pathlib import Path
-
     from minicpm.history.store import HistoryWriter
     from minicpm.history.thinning import publish as mark
 

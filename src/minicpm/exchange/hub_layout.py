@@ -22,7 +22,7 @@ from minicpm.errors import CheckpointError, ConfigError
 from minicpm.exchange.convert import convert
 from minicpm.history.catalogue import Precision
 from minicpm.history.model_folder import write_model_folder
-from minicpm.history.reading import History
+from minicpm.history.reading import History, Snapshot
 
 _OWNER = "local"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,90}")
@@ -61,8 +61,7 @@ def write_hub_layout(
                 partial = repository / f".partial-{os.urandom(4).hex()}"
                 try:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    write_model_folder(history, snapshot, partial / "source")
-                    convert(partial / "source", partial / name, to=to, is_verified=False)
+                    write_revision(history, snapshot, partial / name, to)
                     (partial / name).rename(target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
@@ -71,6 +70,20 @@ def write_hub_layout(
             raise CheckpointError(f"cannot write {repository}: {error.strerror or error}") from error
     _write_ref(repository, "main", last)
     return f"{_OWNER}/{name}"
+
+
+def write_revision(history: History, snapshot: Snapshot, path: Path, to: str = "granite") -> None:
+    """Make `path` the folder that transformers opens a checkpoint from.
+
+    Raises:
+        MiniCPMError: the checkpoint cannot be read or converted, `path` exists, or the disk is full.
+    """
+    source = path.with_name(f"{path.name}.source")
+    try:
+        write_model_folder(history, snapshot, source)
+        convert(source, path, to=to, is_verified=False)
+    finally:
+        shutil.rmtree(source, ignore_errors=True)
 
 
 def _write_ref(repository: Path, name: str, snapshot: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from minicpm.errors import CheckpointError
+from minicpm.errors import CheckpointError, MiniCPMError
 from minicpm.history.catalogue import ABOUT, OBJECTS, Row
 from minicpm.history.manifest import FOLDER
 from minicpm.history.objects import NewObject
@@ -206,6 +206,8 @@ class RemoteDestination:
     def _call(self, what: str, where: str, action: Callable[[Any], Any]) -> Any:
         try:
             return action(self.place.files)
+        except MiniCPMError:
+            raise
         # Every file system has its own exceptions; what they say is all that there is to tell.
         except Exception as error:
             raise CheckpointError(
@@ -232,8 +234,12 @@ def copy_object(source: Place, folder: Folder, name: str, num_bytes: int) -> Non
         new.discard()
 
 
-def open_destination(path_or_url: str) -> Destination:
+def open_destination(path_or_url: str, make_model: Callable[[Row, Path], None] | None = None) -> Destination:
     """Return where a path or URL says; nothing is written yet.
+
+    Args:
+        path_or_url: where.
+        make_model: of the hub: makes what a checkpoint's revision holds besides; see `hub_destination`.
 
     Raises:
         CheckpointError: a URL that cannot be written, or not be reached.
@@ -248,7 +254,7 @@ def open_destination(path_or_url: str) -> Destination:
     if scheme == "hf":
         from minicpm.history.hub_destination import HubDestination
 
-        return HubDestination(path_or_url)
+        return HubDestination(path_or_url, make_model)
     return RemoteDestination(path_or_url)
 
 

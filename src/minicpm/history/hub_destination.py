@@ -1,7 +1,7 @@
 """A history as a repository of the Hugging Face hub: a commit for each checkpoint, and a revision that names it.
 
     main                              what was published so far; `History("hf://OWNER/NAME")`
-    step260000-stable-1.02T           a tag: as of a commit that holds this checkpoint whole
+    step260000-stable-1.02T           a tag: as of a commit that holds this checkpoint whole; on request also as a model
 
 Objects, manifest and index of a checkpoint are one commit, so nobody ever sees a part of it. Objects are sent before
 their commit; what the hub has of an interrupted call is not sent again. What this leaves out: the token, which
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +49,33 @@ def _short(count: int) -> str:
 class HubDestination(RemoteDestination):
     """A model repository of its own; made when the first checkpoint is sent.
 
+    Args:
+        url: hf://OWNER/NAME.
+        make_model: makes a new folder the model of a checkpoint, which its revision then holds besides the history, so
+            that `from_pretrained(NAME, revision=…)` works; None leaves it out.
+
     Raises:
         CheckpointError: a URL that names none, huggingface_hub is missing, or the hub cannot be reached.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, make_model: Callable[[Row, Path], None] | None = None) -> None:
         match = _REPOSITORY.fullmatch(url)
         if match is None:
             raise CheckpointError(f"{url} is no repository to publish to; write hf://OWNER/NAME, a model of its own")
         try:
             import huggingface_hub
+            from huggingface_hub.utils.tqdm import disable_progress_bars
         except ImportError as error:
             raise CheckpointError(
                 f"{url} is written by huggingface_hub, which is not installed: pip install 'minicpm[hf,remote]'"
             ) from error
         # Progress is told by the caller's own line.
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
         super().__init__(url)
         self._repository = match[1]
         self._hub = huggingface_hub
         self._api = huggingface_hub.HfApi()
+        self._make_model = make_model
         self._scratch = tempfile.TemporaryDirectory(prefix="minicpm-publish-")
         self._pending: dict[str, Any] = {}
         self._head: str | None = None
@@ -96,17 +104,32 @@ class HubDestination(RemoteDestination):
 
     def mark(self, row: Row) -> None:
         """Give the revision with this checkpoint its name; the commit before this call holds it."""
+        self._call("name a revision of", revision_name(row), lambda _: self._mark(row, revision_name(row)))
 
-        def marked(_: Any) -> None:
-            if self._tags is None:
-                refs = self._api.list_repo_refs(self._repository)
-                self._tags = {ref.name for ref in refs.tags}
-            name = revision_name(row)
-            if name not in self._tags:
-                self._api.create_tag(self._repository, tag=name, revision=self._head, exist_ok=True)
-                self._tags.add(name)
+    def _mark(self, row: Row, name: str) -> None:
+        if self._tags is None:
+            self._tags = {ref.name for ref in self._api.list_repo_refs(self._repository).tags}
+        if name in self._tags:
+            return
+        # A tag appears with all that it holds: what is added to a commit for it is added on a branch that goes again.
+        branch = f"writing-{name}"
+        commit = self._head if self._make_model is None else self._add_model(row, name, branch, self._make_model)
+        self._api.create_tag(self._repository, tag=name, revision=commit, exist_ok=True)
+        if self._make_model is not None:
+            self._api.delete_branch(self._repository, branch=branch)
+        self._tags.add(name)
 
-        self._call("name a revision of", revision_name(row), marked)
+    def _add_model(self, row: Row, name: str, branch: str, make_model: Callable[[Row, Path], None]) -> str:
+        """Return a commit that holds the checkpoint as a model as well."""
+        self._api.create_branch(self._repository, branch=branch, revision=self._head or "main", exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="minicpm-publish-") as scratch:
+            folder = Path(scratch) / "model"
+            make_model(row, folder)
+            made = self._api.upload_folder(
+                repo_id=self._repository, folder_path=folder, revision=branch, ignore_patterns=["README.md"],
+                commit_message=f"Add the model of {name}",
+            )  # fmt: skip
+        return str(made.oid)
 
     def close(self) -> None:
         """Drop what was not committed."""

@@ -30,6 +30,7 @@ class HubServer(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         self.commits: list[tuple[str, dict[str, bytes]]] = []
         self.tags: dict[str, int] = {}
+        self.branches: dict[str, int] = {}
         self.large: dict[str, bytes] = {}
         self.num_uploaded = self.num_requests = 0
         self.victim: tuple[int, int] | None = None
@@ -43,11 +44,17 @@ class HubServer(http.server.ThreadingHTTPServer):
         revision = urllib.parse.unquote(revision)
         if not self.commits:
             raise KeyError("repository")
-        if revision in ("main", ""):
-            return self.commits[-1][1]
-        if revision in self.tags:
-            return self.commits[self.tags[revision]][1]
-        return self.commits[[oid(i) for i in range(len(self.commits))].index(revision)][1]
+        return self.commits[self.number(revision)][1]
+
+    def number(self, revision: str) -> int:
+        """The commit that a branch, a tag or a hash means."""
+        found = {oid(i): i for i in range(len(self.commits))} | self.tags | self.branches
+        return found[urllib.parse.unquote(revision)]
+
+    def add(self, message: str, files: dict[str, bytes], branch: str = "main") -> None:
+        """Make a commit on a branch."""
+        self.commits.append((message, files))
+        self.branches[branch] = len(self.commits) - 1
 
 
 def oid(index: int) -> str:
@@ -67,6 +74,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._answer("POST")
+
+    def do_DELETE(self) -> None:
+        self._answer("DELETE")
 
     def do_PUT(self) -> None:
         self._answer("PUT")
@@ -124,7 +134,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     def create(self, body: bytes) -> None:
         is_there = bool(self.server.commits)
         if not is_there:
-            self.server.commits.append(("initial commit", {".gitattributes": b"*.bin filter=lfs\n"}))
+            self.server.add("initial commit", {".gitattributes": b"*.bin filter=lfs\n"})
         self._tell({"url": f"{self.server.url}/me/tiny", "name": "me/tiny"}, 409 if is_there else 200)
 
     def validate(self, body: bytes) -> None:
@@ -132,8 +142,8 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def info(self, body: bytes, revision: str | None) -> None:
         self.server.files(revision or "main")
-        self._tell({"id": "me/tiny", "modelId": "me/tiny", "sha": oid(len(self.server.commits) - 1), "tags": [],
-                    "siblings": [], "private": False})  # fmt: skip
+        sha = oid(self.server.number(revision or "main"))
+        self._tell({"id": "me/tiny", "sha": sha, "tags": [], "siblings": [], "private": False})
 
     def refs(self, body: bytes) -> None:
         self.server.files("main")
@@ -145,14 +155,27 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         if name in self.server.tags:
             self._tell({"error": "tag exists"}, 409)
             return
-        commits = [oid(i) for i in range(len(self.server.commits))]
-        self.server.tags[name] = len(commits) - 1 if revision == "main" else commits.index(revision)
+        self.server.tags[name] = self.server.number(revision)
+        self._tell({})
+
+    def branch(self, body: bytes, name: str) -> None:
+        name = urllib.parse.unquote(name)
+        if self.command == "DELETE":
+            del self.server.branches[name]
+        elif name in self.server.branches:
+            self._tell({"error": "branch exists"}, 409)
+            return
+        else:
+            self.server.branches[name] = self.server.number(json.loads(body)["startingPoint"])
         self._tell({})
 
     def preupload(self, body: bytes, revision: str) -> None:
         rules = self.server.files(revision)[".gitattributes"].decode()
         asked = json.loads(body)["files"]
-        modes = ["lfs" if f["path"].startswith("objects/") and "objects/**" in rules else "regular" for f in asked]
+        large = [
+            word for word in (("objects/", "objects/**"), ("model.safetensors", "*.safetensors")) if word[1] in rules
+        ]
+        modes = ["lfs" if any(f["path"].startswith(w) for w, _ in large) else "regular" for f in asked]
         self._tell({"files": [
             {"path": f["path"], "uploadMode": mode, "shouldIgnore": False} for f, mode in zip(asked, modes, strict=True)
         ]})  # fmt: skip
@@ -173,16 +196,17 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     def commit(self, body: bytes, revision: str) -> None:
         lines = [json.loads(line) for line in body.splitlines()]
         parent = lines[0]["value"].get("parentCommit")
-        if parent is not None and parent != oid(len(self.server.commits) - 1):
+        branch = urllib.parse.unquote(revision)
+        if parent is not None and parent != oid(self.server.branches[branch]):
             self._tell({"error": "A commit has happened since. Please refresh and try again."}, 412)
             return
-        files = dict(self.server.commits[-1][1])
+        files = dict(self.server.files(branch))
         for line in lines[1:]:
             value = line["value"]
             is_large = line["key"] == "lfsFile"
             content = self.server.large[value["oid"]] if is_large else base64.b64decode(value["content"])
             files[value["path"]] = content
-        self.server.commits.append((lines[0]["value"]["summary"], files))
+        self.server.add(lines[0]["value"]["summary"], files, branch)
         self._tell({"success": True, "commitUrl": f"{self.server.url}/me/tiny/commit/x",
                     "commitOid": oid(len(self.server.commits) - 1)})  # fmt: skip
 
@@ -223,6 +247,7 @@ _ROUTES = [
     (("GET",), _API + r"(?:/revision/([^/]+))?", _Hub.info),
     (("GET",), _API + r"/refs", _Hub.refs),
     (("POST",), _API + r"/tag/([^/]+)", _Hub.tag),
+    (("POST", "DELETE"), _API + r"/branch/([^/]+)", _Hub.branch),
     (("POST",), _API + r"/preupload/([^/]+)", _Hub.preupload),
     (("POST",), r"/me/tiny\.git/info/lfs/objects/batch", _Hub.batch),
     (("PUT",), r"/upload/([0-9a-f]{64})", _Hub.upload),

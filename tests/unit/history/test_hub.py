@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,11 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.e2e.test_history import CONFIG, source
 from tests.unit.history.conftest import STEPS, weights_at
 from tests.unit.history.hub_server import HubServer
 
 from minicpm.architecture import ModelConfig
+from minicpm.cli.main import run
 from minicpm.errors import CheckpointError
+from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.history import History, Row
 from minicpm.history.destination import open_destination
 from minicpm.history.hub_destination import revision_name
@@ -23,6 +27,8 @@ from minicpm.history.naming import parse_step
 from minicpm.history.publishing import publish
 from minicpm.history.verification import verify
 
+LAST = "model.layers.1.mlp.up_proj.weight"
+__all__ = ["source"]
 NAME = "model.layers.3.mlp.up_proj.weight"
 Make = Callable[..., Path]
 URL = "hf://me/tiny"
@@ -104,6 +110,25 @@ def test_commits_revisions_and_reading(
     assert (name.run, name.step) == (URL, 150)
 
 
+def test_revisions_that_hold_models(source: Path, hub: HubServer, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(source, tmp_path / "tiny"))
+    assert run(["history", "publish", str(path), URL, "--models", "granite", "--steps", "1,50"]) == 0
+    assert list(hub.branches) == ["main"]
+    assert "model.safetensors" not in hub.files("main")
+    for step, tag in ((1, "step1-warmup-1K"), (50, "step50-stable-50K")):
+        for name, content in hub.files(tag).items():
+            (tmp_path / tag / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / tag / name).write_bytes(content)
+        opened = open_checkpoint(tmp_path / tag)
+        assert opened.config.model_type == "granite"
+        assert opened.weights[LAST].data.tobytes() == weights_at(CONFIG, step)[LAST].data.tobytes()
+        assert step in History(tmp_path / tag).steps
+    commits = len(hub.commits)
+    assert run(["history", "publish", str(path), URL, "--models", "granite", "--steps", "1,50"]) == 0
+    assert len(hub.commits) == commits
+    assert run(["history", "publish", str(path), str(tmp_path / "x"), "--models", "granite"]) == 2
+
+
 @pytest.mark.slow
 def test_killed_and_resumed(make_history: Make, hub: HubServer, tmp_path: Path) -> None:
     path = make_history(STEPS[:5])
@@ -139,11 +164,11 @@ def test_what_cannot_be_published_there(
     # Another process that commits meanwhile is not overwritten.
     with contextlib.closing(open_destination(URL)) as destination:
         destination.write("checkpoints/a.json", b"{}")
-        hub.commits.append(("theirs", {**hub.commits[-1][1], "index.json": b"theirs"}))
+        hub.add("theirs", {**hub.commits[-1][1], "index.json": b"theirs"})
         with pytest.raises(CheckpointError, match="A commit has happened since"):
             destination.write("index.json", b"ours")
     assert hub.commits[-1][1]["index.json"] == b"theirs"
-    hub.commits.append(("theirs", {"model.safetensors": b"x"}))
+    hub.add("theirs", {"model.safetensors": b"x"})
     with pytest.raises(CheckpointError, match=r"is not empty and holds no history \(model.safetensors\)"):
         send(source, [0])
 
