@@ -1,4 +1,4 @@
-"""What `minicpm plan` says of memory and speed against what `minicpm pretrain` then takes, for six configurations.
+"""What `minicpm plan` says of memory and speed against what `minicpm pretrain` then takes, for seven configurations.
 
 Each is a run of the real command for a few steps, in a process whose largest resident set the kernel counts. A row's
 ratio is the smaller of planned and measured over the larger, so 1 is exact, whichever way it is off.
@@ -31,6 +31,7 @@ CASES = {
     "12m-compiled": ("12m", 16, 8, ["loop.compile=on"]),
     "12m-recomputed": ("12m", 16, 16, ["loop.compile=off", "loop.recompute_every=1"]),
     "40m-compiled": ("40m", 8, 8, ["loop.compile=on"]),
+    "12m-plain": ("12m", 8, 8, ["loop.compile=off"]),
     "40m-int8": ("40m", 8, 4, ["loop.compile=off", "loop.recompute_every=2", "optimizer.states=int8"]),
 }
 QUICK = ("nano-float32", "12m-recomputed")
