@@ -74,7 +74,7 @@ def measure(method: str, preset: str, length: int) -> dict[str, float]:
     from minicpm.train.settings import Ranks
     from minicpm.train.tune import make_tune_state
     from minicpm.train.tune_config import TuneConfig
-    from minicpm.train.tune_plan import make_tune_plan
+    from minicpm.train.tune_plan import Base, make_tune_plan
     from minicpm.train.work import Work
 
     words = [
@@ -85,7 +85,7 @@ def measure(method: str, preset: str, length: int) -> dict[str, float]:
     ]  # fmt: skip
     config = configuration.load(TuneConfig, None, words)
     base = random_checkpoint(preset)
-    plan = make_tune_plan(base.config, config)
+    plan = make_tune_plan(Base(base.config), config)
     state = make_tune_state(config, base, torch.device("cpu"))
     loaded = peak_bytes()
     ids = np.random.default_rng(1).integers(0, base.config.vocab_size, (1, length + 1))

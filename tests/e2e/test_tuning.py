@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from minicpm import load
 from minicpm.architecture import ModelConfig
+from minicpm.data.rows import label, read_examples
 from minicpm.data.sources import read_documents
+from minicpm.data.tokenization import document_ends
 from minicpm.formats.hf_config import config_to_hf
 from minicpm.model import MiniCPM, initialize
 from minicpm.tokenizer.training import VocabularyConfig, train_vocabulary
@@ -134,3 +137,100 @@ def test_wrong_rows_are_one_line_and_load_no_model(minicpm: Command, base: Path,
     assert run.returncode == 2
     assert "no supervised token is left" in run.stderr
     assert not list(out.glob("step_*"))
+
+
+def test_a_plan_of_tuning_reads_no_weights(minicpm: Command, base: Path, tmp_path: Path) -> None:
+    run = minicpm("plan", "minicpm-2b", "--gpu", "RTX 3090")
+    assert run.returncode == 0, run.stderr
+    lines = {line.split()[0]: line for line in run.stdout.splitlines()}
+    assert "2,724,880,896 parameters" in lines["minicpm-2b:"]
+    assert "optimizer.masters=none" in lines["full"]
+    assert "its defaults" in lines["qlora"]
+    small = minicpm("plan", "minicpm-2b", "--gpu", "1080", "--method", "full")
+    assert small.returncode == 1
+    assert "no setting makes it fit" in small.stdout
+    fits = minicpm("plan", "minicpm-2b", "--gpu", "1080", "--method", "qlora", "loop.recompute_every=1")
+    assert fits.returncode == 0, fits.stderr
+    assert "fits: " in fits.stdout
+    assert "a million tokens" in fits.stdout
+    # A configuration alone is enough.
+    run = minicpm("plan", str(base / "config.json"), "--method", "lora", "--memory", "4GB")
+    assert run.returncode == 0, run.stderr
+    assert "together" in run.stdout
+    for words in (("configs/nano.toml", "--gpu", "3090"), (str(base), "--batch", "2.6"), ("nothing-there",)):
+        assert minicpm("plan", *words).returncode == 2
+
+
+def first_loss(run: Path) -> float:
+    return losses(run, "loss")[0]
+
+
+@pytest.mark.slow
+def test_the_first_loss_is_what_the_engine_evaluates(minicpm: Command, base: Path, tmp_path: Path) -> None:
+    chats, _ = write_rows(tmp_path)
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(chats.read_text().splitlines(keepends=True)[:9]))
+    learned = tmp_path / "learned"
+    words = ("--method", "full", "--steps", "12", "--lr", "0.01", "--out", str(learned), *SMALL)
+    assert minicpm("sft", str(base), str(chats), *words).returncode == 0
+    model = load(learned / "step_000012")
+    one = ("batch.sequence_length=256", "batch.sequences=[1]", "loop.dtype=float32", "schedule.total_steps=1")
+
+    # Supervised: all answers lie in the one row of the first step.
+    run = minicpm("sft", f"{learned}@12", str(few), *one, "rows.heldout_share=0.0", "--out", str(tmp_path / "sft"))
+    assert run.returncode == 0, run.stderr
+    nats = tokens = 0.0
+    for example in read_examples([str(few)], "conversation")[0]:
+        row = label(model.tokenizer, example)
+        first = row.is_trained.index(True)
+        scored = model.score([(row.ids[:first], row.ids[first:])])[0]
+        assert all(row.is_trained[first:])
+        nats, tokens = nats - sum(token.logprob for token in scored), tokens + len(scored)
+    # Labels off by one would show: the model knows something of its answers (1/V is 6.0).
+    assert nats / tokens < 4.5
+    assert first_loss(tmp_path / "sft") == pytest.approx(nats / tokens, abs=1e-3)
+
+    # Pretraining that goes on from a model, whatever network the configuration describes.
+    texts, config = tmp_path / "texts.jsonl", tmp_path / "more.toml"
+    documents = [f"{a} + {a} = it is {2 * a}" for a in range(8)]
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    config.write_text(
+        f'name = "more"\ndata = "{texts}"\n[model]\nhidden_size = 32\nintermediate_size = 64\n'
+        "num_hidden_layers = 1\nnum_attention_heads = 2\nnum_key_value_heads = 2\nvocab_size = 300\n"
+        "[schedule]\ntotal_steps = 1\nwarmup = 0\ndecay = 0\n"
+    )
+    more = tmp_path / "more"
+    words = (*one, "corpus.heldout_share=0.0", "--out", str(more))
+    run = minicpm("pretrain", str(config), "--from", f"{learned}@12", *words)
+    assert run.returncode == 0, run.stderr
+    nats = tokens = 0.0
+    bos, eos = document_ends(model.tokenizer)
+    for text in documents:
+        ids = [*([] if bos is None else [bos]), *model.tokenizer.encode(text), eos]
+        scored = model.score([(ids[:1], ids[1:])])[0]
+        nats, tokens = nats - sum(token.logprob for token in scored), tokens + len(scored)
+    assert first_loss(more) == pytest.approx(nats / tokens, abs=1e-3)
+    lines = minicpm("history", "lineage", f"{more}@1").stdout.splitlines()
+    assert [line.lstrip(" └─").partition(":")[0] for line in lines] == ["tiny", "learned@12", "more@1"]
+    again = minicpm("pretrain", str(config), "--from", f"{learned}@12", *words, "--resume")
+    assert again.returncode == 2
+    assert "is complete" in again.stderr
+    wrong = minicpm("pretrain", str(config), "--from", "nothing-there", *words)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("error: ") == 1
+
+
+@pytest.mark.slow
+def test_a_model_learns_its_own_name(minicpm: Command, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ada"
+    run = minicpm(
+        "sft", str(base), "--identity", "name=Ada,author=the Ada project", "--method", "full", "--epochs", "40",
+        "--lr", "0.01", "--out", str(out), *SMALL, "loop.eval_every=0", "rows.identity_copies=1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    newest = max(out.glob("step_*"))
+    assert "Ada" in minicpm("chat", str(newest), "What is your name?", "--max-tokens", "24").stdout
+    # Preferences have no such rows, and half an identity is none.
+    bad = minicpm("sft", str(base), "--identity", "name=Ada", "--out", str(tmp_path / "bad"), *SMALL)
+    assert bad.returncode == 2
+    assert "name=NAME,author=AUTHOR" in bad.stderr

@@ -35,8 +35,7 @@ def show_plan(plan: Plan, done_tokens: int = 0) -> None:
     from minicpm.train.log import duration
     from minicpm.train.plan import size
 
-    rows = [[name, size(count)] for name, count in plan.components.items()]
-    out(table(["memory", "bytes"], [*rows, ["together", size(plan.total_bytes)]], right=[1]))
+    out(component_table(plan))
     layers = "compiled" if plan.is_compiled else "uncompiled"
     left = plan.total_tokens - done_tokens
     out(f"{left:,} tokens{' to go' if done_tokens else ''}, {plan.micro_sequences} rows at once, layers {layers}")
@@ -44,6 +43,14 @@ def show_plan(plan: Plan, done_tokens: int = 0) -> None:
         seconds = plan.seconds * left / plan.total_tokens
         out(f"about {plan.tokens_per_second:,.0f} tokens a second on this machine: {duration(seconds)}")
     out(f"each checkpoint takes {size(plan.checkpoint_bytes)}")
+
+
+def component_table(plan: Plan) -> str:
+    """Return the table of a plan's bytes."""
+    from minicpm.train.plan import size
+
+    rows = [[name, size(count)] for name, count in plan.components.items()]
+    return table(["memory", "bytes"], [*rows, ["together", size(plan.total_bytes)]], right=[1])
 
 
 def resuming(arguments: Sequence[str]) -> str:

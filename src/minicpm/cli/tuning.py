@@ -32,6 +32,8 @@ _DEFAULTS: Mapping[str, Sequence[str]] = {
     "lora": ("schedule.lr=2e-4", "schedule.kind=cosine", "optimizer.weight_decay=0.0"),
     "qlora": ("schedule.lr=2e-4", "schedule.kind=cosine", "optimizer.weight_decay=0.0"),
 }
+# The report's: 1e-5 for all weights, cosine, without groups.
+_PREFERENCE = ("schedule.lr=1e-5", "schedule.kind=cosine", "optimizer.is_mup=false")
 
 
 def add_tuning(verb: Parser) -> None:
@@ -72,7 +74,7 @@ def run_tuning(options: argparse.Namespace, goal: str, more: Mapping[str, str]) 
     start = find_own(folder, options.resume, note)
     ready = prepare_tuning(config, base, folder, start, note, memory_of(options))
     show_plan(ready.plan, ready.config.batch.tokens_through(ready.start.step))
-    end, code = tune(ready, base, note)
+    end, code = tune(ready, note)
     if code:
         note(f"saved step {end.step} and stopped, as asked")
         note(f"go on with: {resuming(sys.argv[1:])}")
@@ -108,14 +110,15 @@ def tune_config(options: argparse.Namespace, goal: str, name: str, more: Mapping
         given["epochs"] = repr(options.epochs)
     if options.steps is not None:
         given |= {"epochs": "0.0", "schedule.total_steps": str(options.steps)}
-    defaults = [*_DEFAULTS[""], *_DEFAULTS[options.method], *(_PREFERENCE if goal == "dpo" else ())]
     if any(word.startswith("schedule.total_steps=") for word in fields):
         given.setdefault("epochs", "0.0")
-    return configuration.load(TuneConfig, None, [*defaults, *(f"{k}={v}" for k, v in given.items()), *fields])
+    words = [*defaults(options.method, goal), *(f"{k}={v}" for k, v in given.items()), *fields]
+    return configuration.load(TuneConfig, None, words)
 
 
-# The report's: 1e-5 for all weights, cosine, without groups.
-_PREFERENCE = ("schedule.lr=1e-5", "schedule.kind=cosine", "optimizer.is_mup=false")
+def defaults(method: str, goal: str) -> list[str]:
+    """Return what a run has unless it is told otherwise, as section.field=value."""
+    return [*_DEFAULTS[""], *_DEFAULTS[method], *(_PREFERENCE if goal == "dpo" else ())]
 
 
 def _is_plain(options: argparse.Namespace, goal: str, logit_divisor: float) -> bool:

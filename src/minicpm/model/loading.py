@@ -28,7 +28,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 # Values that are copied at a time.
-_PIECE = 1 << 22
+_PIECE = 1 << 20
 _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 

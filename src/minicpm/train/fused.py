@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._functorch import config as partitioning
-from torch.utils.checkpoint import checkpoint
 
 from minicpm.model.attention import document_mask, document_starts
 from minicpm.model.minicpm import MiniCPM
 from minicpm.model.rope import rotate, rotation_table
+from minicpm.train.recompute import computed_twice, make_rooms
 
 QUERY_BLOCK = 128
 Layer = Callable[..., Tensor]
@@ -65,9 +65,10 @@ def hidden_states(
     cos, sin = rotation_table(model.config.rope_frequencies(length), positions)
     layer_forward = compiled_layer(is_widened) if is_compiled else plain_layer
     every = model.checkpoint_every if torch.is_grad_enabled() else 0
+    rooms = make_rooms(h, len(model.model.layers[::every]) if every else 0)
     for index, layer in enumerate(model.model.layers):
         if every and index % every == 0:
-            h = checkpoint(layer_forward, layer, h, cos, sin, mask, starts, use_reentrant=False)
+            h = computed_twice(rooms[index // every], layer_forward, layer, h, cos, sin, mask, starts)
         else:
             h = layer_forward(layer, h, cos, sin, mask, starts)  # (B, T, E)
     normed: Tensor = model.model.norm(h)

@@ -138,11 +138,11 @@ def loss_and_slope(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Ten
     """Return (the float32 loss of every row, `factor` × its derivative by the logits, in the logits' dtype)."""
     exact, at = logits.to(torch.float32), targets[:, None]  # (n, V)
     top = exact.amax(dim=-1, keepdim=True)
-    # One exponential for both: it is what costs here.
-    powers = (exact - top).exp()
-    total = powers.sum(dim=-1, keepdim=True)
+    # One exponential for both: it is what costs here. In place from here on: a chunk is the largest thing in memory.
+    slope = (exact - top).exp_()
+    total = slope.sum(dim=-1, keepdim=True)
     losses = total.log() + top - exact.gather(1, at)
-    slope = (powers * (factor / total)).scatter_add(1, at, -factor.expand(at.shape))
+    slope.mul_(factor / total).scatter_add_(1, at, -factor.expand(at.shape))
     return losses.squeeze(1), slope.to(logits.dtype)
 
 

@@ -16,11 +16,14 @@ from minicpm.data.batches import Batch
 from minicpm.data.opening import check_identity
 from minicpm.data.shards import TokenShards
 from minicpm.errors import CheckpointError
+from minicpm.formats.checkpoint import Checkpoint
+from minicpm.model.loading import load_model
 from minicpm.model.minicpm import MiniCPM
 from minicpm.train import checkpoint, fused
 from minicpm.train.arithmetic import choose_arithmetic, choose_device
 from minicpm.train.corpus import Corpus, StepBatches, open_corpus
 from minicpm.train.heldout import HeldoutText, LossFunction
+from minicpm.train.lineage import parent_of
 from minicpm.train.loop import Hook, LoopEnd
 from minicpm.train.losses import linear_cross_entropy, sum_by_source
 from minicpm.train.plan import available_bytes, make_plan
@@ -28,7 +31,7 @@ from minicpm.train.pretrain_config import PretrainConfig
 from minicpm.train.run_start import Start, adopt, recorded_config
 from minicpm.train.running import Measurement, Ready, check_disk, run_work
 from minicpm.train.settings import Ranks, RunConfig
-from minicpm.train.state import TrainState, new_state
+from minicpm.train.state import TrainState, new_state, wrap_state
 from minicpm.train.work import LossParts, Work
 
 PretrainReady = Ready[PretrainConfig, Corpus]
@@ -41,8 +44,11 @@ def prepare(
     say: Callable[[str], None],
     memory_bytes: int = 0,
     on_progress: Callable[[int, int, int], None] | None = None,
+    base: Checkpoint | None = None,
 ) -> PretrainReady:
     """Return the run with its data opened, its plan made and its disk checked.
+
+    `base` is the model that it begins from, whose network `config` has (`continuation`); None begins from nothing.
 
     Raises:
         MiniCPMError: whatever cannot be used, in one line.
@@ -69,7 +75,9 @@ def prepare(
     # What the program decided is written down, so that going on decides the same.
     batch = dataclasses.replace(config.batch, micro_sequences=plan.micro_sequences)
     config = dataclasses.replace(config, batch=batch, loop=arithmetic.decide(config.loop))
-    return Ready(config, run, start, corpus, plan, arithmetic, device)
+    parent, folder = parent_of(base.path) if base is not None else (start.parent, "")
+    start = start if start.manifest is not None else dataclasses.replace(start, parent=parent)
+    return Ready(config, run, start, corpus, plan, arithmetic, device, folder, base)
 
 
 def pretraining_loss(
@@ -123,13 +131,19 @@ def pretrain(ready: PretrainReady, say: Callable[[str], None], hooks: Sequence[H
     loss = pretraining_loss(ready.device, ready.arithmetic.is_compiled, ready.arithmetic.is_widened)
     work = Work(batches, lambda batch: float(batch.num_targets), loss, lambda batch: batch.input_ids.size, identify)
     measurement = heldout_measurement(ready.corpus.heldout, config, loss) if config.loop.eval_every else None
+    if measurement is not None and ready.base is not None and state.step == 0:
+        say(f"before training: {measurement.describe(measurement.measure(state))}")
     return run_work(ready, state, work, say, measurement=measurement, hooks=hooks, close=batches.close)
 
 
 def make_state(ready: PretrainReady) -> TrainState:
     """Return the model and optimizer at the run's start."""
     config = ready.config
-    state = new_state(config.model, config.optimizer, config.loop.seed, config.loop.dtype, ready.device)
+    if ready.base is not None:
+        model = load_model(config.model, ready.base.weights, dtype=torch.float32, device=ready.device)
+        state = wrap_state(model, config.optimizer, config.loop.dtype, config.loop.seed)
+    else:
+        state = new_state(config.model, config.optimizer, config.loop.seed, config.loop.dtype, ready.device)
     if ready.start.folder is not None:
         if ready.start.has_state:
             state.load(*checkpoint.read_tensors(ready.start.folder))

@@ -15,6 +15,7 @@ import torch
 
 from minicpm.errors import CheckpointError
 from minicpm.formats.atomic_file import atomic_file
+from minicpm.formats.checkpoint import Checkpoint
 from minicpm.tokenizer import Tokenizer
 from minicpm.train import checkpoint
 from minicpm.train.arithmetic import Arithmetic
@@ -68,7 +69,7 @@ K = TypeVar("K", bound=RunCorpus)
 class Ready(Generic[C, K]):
     """A run whose inputs were checked, before its model is built.
 
-    `parent` is the folder of the model that it begins from, empty for a run from nothing or from its own checkpoint.
+    `base` is the model that it begins from, None for a run from nothing; `parent` is that model's folder.
     """
 
     config: C
@@ -79,6 +80,7 @@ class Ready(Generic[C, K]):
     arithmetic: Arithmetic
     device: torch.device
     parent: str = ""
+    base: Checkpoint | None = None
 
 
 @dataclasses.dataclass(frozen=True)

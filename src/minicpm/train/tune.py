@@ -31,7 +31,7 @@ from minicpm.train.settings import Ranks
 from minicpm.train.state import DTYPES, TrainState, adapter_state, wrap_state
 from minicpm.train.tune_config import TuneConfig
 from minicpm.train.tune_corpus import TuneCorpus, open_tune_corpus
-from minicpm.train.tune_plan import make_tune_plan
+from minicpm.train.tune_plan import Base, make_tune_plan
 from minicpm.train.tune_start import check_same_run
 from minicpm.train.work import Work
 
@@ -79,7 +79,7 @@ def prepare_tuning(
         elif start.manifest.run.get("data") != corpus.identity:
             raise CheckpointError("the rows are not those that this run began with; bring them back, or begin another")
     plan = make_tune_plan(
-        base.config, config, is_compiled=arithmetic.is_compiled, is_widened=arithmetic.is_widened,
+        Base.of(base), config, is_compiled=arithmetic.is_compiled, is_widened=arithmetic.is_widened,
         memory_bytes=memory_bytes or available_bytes(), peak_flops=arithmetic.peak_flops,
     )  # fmt: skip
     check_disk(run, plan)
@@ -87,7 +87,7 @@ def prepare_tuning(
     start = start if start.manifest is not None else dataclasses.replace(start, parent=parent)
     batch = dataclasses.replace(config.batch, micro_sequences=plan.micro_sequences)
     config = dataclasses.replace(config, batch=batch, loop=arithmetic.decide(loop))
-    return Ready(config, run, start, corpus, plan, arithmetic, device, folder)
+    return Ready(config, run, start, corpus, plan, arithmetic, device, folder, base)
 
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -117,9 +117,7 @@ def make_tune_state(
     return state
 
 
-def tune(
-    ready: TuneReady, base: Checkpoint, say: Callable[[str], None], hooks: Sequence[Hook] = ()
-) -> tuple[LoopEnd, int]:
+def tune(ready: TuneReady, say: Callable[[str], None], hooks: Sequence[Hook] = ()) -> tuple[LoopEnd, int]:
     """Train until the schedule ends or somebody stops it; return where, and the exit code (0, 130 or 143).
 
     Raises:
@@ -127,7 +125,8 @@ def tune(
         CheckpointError: the last checkpoint could not be written.
     """
     config, corpus = ready.config, ready.corpus
-    state = make_tune_state(config, base, ready.device, ready.start)
+    assert ready.base is not None
+    state = make_tune_state(config, ready.base, ready.device, ready.start)
     if corpus.answers is not None:
         answers = AnswerWork(ready, state, say)
         work: Work[Any] = answers.work

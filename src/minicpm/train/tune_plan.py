@@ -1,44 +1,59 @@
 """What a tuning run takes before it begins, by method; and the settings with which it fits.
 
 The bytes follow from the shapes of what is kept at the fullest moment; `bench/memory.py` compares them with measured
-peaks. What this leaves out: speed on machines that are not at hand.
+peaks. What this leaves out: cards (`cards`).
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from minicpm.architecture import ModelConfig
 from minicpm.errors import ConfigError
 from minicpm.formats.blocks import block_type
+from minicpm.formats.checkpoint import Checkpoint
+from minicpm.model.loading import FLOAT_TYPES
+from minicpm.model.lora import PROJECTIONS
 from minicpm.train.flops import flops_per_token
 from minicpm.train.lean_optim import CHUNK
-from minicpm.train.plan import ENOUGH_TOKENS, Plan, moving_bytes, plain_share, size, state_bytes
+from minicpm.train.plan import ENOUGH_TOKENS, HOLES_SHARE, Plan, moving_bytes, plain_share, size, state_bytes
 from minicpm.train.tune_config import TuneConfig
 
-# Memory of cards by name, as their makers say; what a program may use of it is less, for the driver and the screen.
-GPU_BYTES = {
-    "1060": 6 << 30, "1070": 8 << 30, "1080": 8 << 30, "1080ti": 11 << 30, "2060": 6 << 30, "2070": 8 << 30,
-    "2080": 8 << 30, "2080ti": 11 << 30, "3060": 12 << 30, "3080": 10 << 30, "3090": 24 << 30, "4060": 8 << 30,
-    "4070": 12 << 30, "4080": 16 << 30, "4090": 24 << 30, "5090": 32 << 30, "t4": 16 << 30, "v100": 32 << 30,
-    "a100": 80 << 30, "h100": 80 << 30,
-}  # fmt: skip
-GPU_USABLE = 0.94
-# They multiply float16 fast and bfloat16 not at all, or slowly.
-WITHOUT_BFLOAT16 = frozenset({"1060", "1070", "1080", "1080ti", "2060", "2070", "2080", "2080ti", "t4", "v100"})
+# Nobody computes more at once.
+_MOST_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a plan knows of the model that is tuned: its shape, and the bytes of projections that are blocks already."""
+
+    model: ModelConfig
+    block_bytes: int = 0
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Base:
+        """Return what an open model says; its weights are not read."""
+        kept = {n: e for n, e in checkpoint.weights.entries.items() if n.split(".")[-2] in PROJECTIONS}
+        is_blocks = all(entry.block_type not in FLOAT_TYPES for entry in kept.values())
+        return cls(checkpoint.config, sum(entry.num_bytes for entry in kept.values()) if is_blocks else 0)
 
 
 def tune_bytes(
-    model: ModelConfig, config: TuneConfig, rows: int, *, is_compiled: bool = False, is_widened: bool = False
+    base: Base, config: TuneConfig, rows: int, *, is_compiled: bool = False, is_widened: bool = False
 ) -> dict[str, int]:
     """Return the bytes by component of a run with micro-batches of `rows`."""
+    model = base.model
     width = 4 if config.loop.dtype == "float32" else 2
     length = config.batch.sequence_length
     # A pair is two rows.
     rows_at_once = rows * (2 if config.goal == "dpo" and config.preference.loss != "kto" else 1)
     moving = moving_bytes(model, config.loop, rows_at_once, length, is_compiled, is_widened)
+    # Measured on the 2.7 B shape, uncompiled: pretraining's runs had larger ones, before small free blocks were merged.
+    moving["allocator"] = int(moving["activations"] * HOLES_SHARE)
     head = model.vocab_size * model.hidden_size * (4 + width)
     if config.method == "full":
         fixed = _full_bytes(model, config, width)
@@ -61,11 +76,11 @@ def tune_bytes(
     else:
         kind = block_type(config.block_type)
         fixed = {
-            "weights": counts.linear * kind.block_bytes // kind.block_size,
+            "weights": base.block_bytes or counts.linear * kind.block_bytes // kind.block_size,
             "other weights": width * (counts.total - counts.linear),
         }
-        # One decoded projection: levels, float32 values, and what is multiplied.
-        moving["working space"] += model.hidden_size * model.intermediate_size * (2 + 8 + width)
+        # One decoded projection.
+        moving["working space"] += model.hidden_size * model.intermediate_size * width
     return {**fixed, "adapters": 16 * adapters, **moving}
 
 
@@ -89,7 +104,7 @@ def adapter_parameters(model: ModelConfig, config: TuneConfig) -> int:
 
 
 def make_tune_plan(
-    model: ModelConfig,
+    base: Base,
     config: TuneConfig,
     *,
     is_compiled: bool = False,
@@ -102,10 +117,10 @@ def make_tune_plan(
     Raises:
         ConfigError: not even one row fits into `memory_bytes`; names the settings with which it would, if any do.
     """
-    length, most = config.batch.sequence_length, max(config.batch.sequences)
+    model, length, most = base.model, config.batch.sequence_length, max(config.batch.sequences)
 
     def found_for(rows: int) -> dict[str, int]:
-        return tune_bytes(model, config, rows, is_compiled=is_compiled, is_widened=is_widened)
+        return tune_bytes(base, config, rows, is_compiled=is_compiled, is_widened=is_widened)
 
     rows = config.batch.micro_sequences or max(1, min(most, ENOUGH_TOKENS // length))
     rows = most if config.optimizer.is_fused else min(rows, most)
@@ -114,15 +129,12 @@ def make_tune_plan(
         rows //= 2
     found = found_for(rows)
     if memory_bytes and sum(found.values()) > memory_bytes:
-        flags = next(
-            (flags for flags, tried in leaner(config) if sum(tune_bytes(model, tried, 1).values()) <= memory_bytes), ""
-        )
-        hint = f"with {flags} it fits" if flags else "nothing here makes it fit: shorten the rows, or take qlora"
+        fitting = first_fitting(base, config, memory_bytes)
+        hint = f"with {fitting[0]} it fits" if fitting else "nothing here makes it fit: shorten the rows, or take qlora"
         raise ConfigError(
             f"the run takes {size(sum(found.values()))} and {size(memory_bytes)} are given; {hint} (see `minicpm plan`)"
         )
     per_token = flops_per_token(model, length)
-    rate = plain_share(model) * peak_flops / per_token
     adapters = adapter_parameters(model, config)
     saved = 12 * adapters if config.method != "full" else sum(_full_bytes(model, config, 2).values())
     return Plan(
@@ -131,19 +143,58 @@ def make_tune_plan(
         is_compiled=is_compiled,
         flops_per_token=per_token,
         total_tokens=config.batch.tokens_through(config.schedule.total_steps),
-        tokens_per_second=rate,
+        tokens_per_second=plain_share(model) * peak_flops / (per_token * passes(config) / 3),
         checkpoint_bytes=saved,
     )
 
 
+def passes(config: TuneConfig) -> float:
+    """Return in how many products a weight takes part: forward, backward, its own slope, and forward once more.
+
+    `flops_per_token` counts the first three. Frozen weights have no slope of their own.
+    """
+    again = 1 / config.loop.recompute_every if config.loop.recompute_every else 0.0
+    return (3 if config.method == "full" else 2) + again
+
+
+def first_fitting(base: Base, config: TuneConfig, memory_bytes: int) -> tuple[str, TuneConfig] | None:
+    """Return the first of `leaner` whose single row fits, as the words of a command line and as a configuration."""
+    return next((f for f in leaner(config) if sum(tune_bytes(base, f[1], 1).values()) <= memory_bytes), None)
+
+
+def most_at_once(base: Base, config: TuneConfig, memory_bytes: int) -> tuple[int, int]:
+    """Return the most rows of the configured length in one micro-batch, and the tokens of the longest single row.
+
+    Both are 0 where not even one row fits; no row is longer than the model's positions.
+    """
+
+    def largest(fits: Callable[[int], bool], most: int) -> int:
+        # The bytes only grow.
+        return bisect.bisect_left(range(1, most + 1), True, key=lambda count: not fits(count))
+
+    def of_length(length: int) -> TuneConfig:
+        return dataclasses.replace(config, batch=dataclasses.replace(config.batch, sequence_length=length))
+
+    rows = largest(lambda rows: sum(tune_bytes(base, config, rows).values()) <= memory_bytes, _MOST_ROWS)
+    length = largest(
+        lambda length: sum(tune_bytes(base, of_length(length + 1), 1).values()) <= memory_bytes,
+        base.model.max_position_embeddings - 1,
+    )
+    return rows, length + 1 if length else 0
+
+
 def leaner(config: TuneConfig) -> Iterator[tuple[str, TuneConfig]]:
-    """Yield settings that take less and less memory, each as the words of a command line and as a configuration."""
+    """Yield settings that take less and less memory, each as the words of a command line and as a configuration.
+
+    The first is the configuration with its micro-batch left open; no words where it is so already.
+    """
     words: list[str] = []
 
     def step(section: str, **changes: object) -> tuple[str, TuneConfig]:
         nonlocal config
-        words.extend(f"{section}.{name}={str(value).lower()}" for name, value in changes.items())
         part = dataclasses.replace(getattr(config, section), **changes)
+        if part != getattr(config, section):
+            words.extend(f"{section}.{name}={str(value).lower()}" for name, value in changes.items())
         config = dataclasses.replace(config, **{section: part})
         return " ".join(words), config
 
@@ -154,6 +205,6 @@ def leaner(config: TuneConfig) -> Iterator[tuple[str, TuneConfig]]:
         if config.loop.dtype == "bfloat16":
             yield step("optimizer", masters="none")
             step("batch", sequences=(1,))
-            words[-1] = "batch.sequences=[1]"
+            words = [word.replace("(1,)", "[1]") for word in words]
             yield step("optimizer", is_fused=True)
             yield step("optimizer", states="factored")

@@ -12,6 +12,7 @@ from torch import Tensor
 from minicpm.architecture import ModelConfig
 from minicpm.model import MiniCPM, initialize
 from minicpm.model.attention import document_mask, document_starts
+from minicpm.model.lora import LoRASettings, adapters, wrap
 from minicpm.train import fused
 from minicpm.train.fused import attention_backward, decoder_layer, hidden_states
 
@@ -29,9 +30,10 @@ def plain(model: MiniCPM, ids: Tensor, documents: Tensor | None) -> tuple[Tensor
 
 
 def slopes(model: MiniCPM, hidden: Tensor) -> dict[str, Tensor]:
-    weights = dict(model.named_parameters())
     direction = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3)).to(hidden.dtype)
-    return dict(zip(weights, torch.autograd.grad((hidden * direction).sum(), list(weights.values())), strict=True))
+    model.zero_grad()
+    (hidden * direction).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
@@ -51,6 +53,28 @@ def test_layers_by_blocks_equal_the_plain_model(
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
     for name, slope in slopes(model, ours).items():
         assert (slope - expected_slopes[name]).norm() <= 1e-5 * expected_slopes[name].norm(), name
+
+
+def test_layers_computed_twice_draw_the_same_dropout(tiny_config: ModelConfig) -> None:
+    model = initialize(MiniCPM(tiny_config))
+    wrap(model, LoRASettings(rank=3, dropout=0.4), seed=1)
+    for adapter in adapters(model).values():
+        torch.nn.init.normal_(adapter.lora_B, std=0.1, generator=torch.Generator().manual_seed(1))
+    model.train()
+    ids, documents = rows(tiny_config)
+    found = []
+    for every in (0, 1, 2):
+        model.checkpoint_every = every
+        torch.manual_seed(5)
+        hidden = hidden_states(model, ids, document_ids=documents)
+        found.append((hidden.detach(), slopes(model, hidden), torch.rand(1)))
+    # 7 projections of 5 layers, A and B; the embedding is frozen, and yet the first layer's adapters learn.
+    assert len(found[0][1]) == 70
+    for hidden, gradients, after in found[1:]:
+        assert torch.equal(hidden, found[0][0])
+        assert torch.equal(after, found[0][2])
+        assert gradients.keys() == found[0][1].keys()
+        assert all(torch.equal(slope, found[0][1][name]) for name, slope in gradients.items())
 
 
 def test_uncompiled_it_is_the_plain_model_to_the_bit(tiny_config: ModelConfig) -> None:

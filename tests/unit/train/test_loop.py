@@ -108,3 +108,21 @@ def test_same_start_same_bits(two_layers: ModelConfig, make_tiny_work: MakeWork)
     ]
     for name, tensor in one.optimizer.tensors().items():
         assert torch.equal(tensor, two.optimizer.tensors()[name]), name
+
+
+def test_half_precision_scales_the_loss_until_it_fits(two_layers: ModelConfig, make_tiny_work: MakeWork) -> None:
+    expected = run(fresh(two_layers), make_tiny_work(two_layers))
+    state = fresh(two_layers, "float16")
+    assert next(state.model.parameters()).dtype == torch.float16
+    state.optimizer.scale = 2.0**40
+    found = run(state, make_tiny_work(two_layers))
+    # The first gradients overflowed: the same batch ran again with smaller scales, and no step was left out.
+    assert state.optimizer.scale < 2.0**40
+    assert [record.step for record in found] == [record.step for record in expected]
+    for ours, exact in zip(found, expected, strict=True):
+        assert ours.loss == pytest.approx(exact.loss, rel=3e-3)
+        assert ours.grad_norm == pytest.approx(exact.grad_norm, rel=0.05)
+    # What is scaled is kept with the run.
+    again = fresh(two_layers, "float16")
+    again.load(state.weights(), {name: tensor.clone() for name, tensor in state.tensors().items()})
+    assert again.optimizer.scale == state.optimizer.scale
