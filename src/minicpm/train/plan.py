@@ -24,9 +24,9 @@ ENOUGH_TOKENS = 8192
 _COMPILED_SHARE, _PLAIN_SHARE, _HALF_WIDTH = 0.78, 0.62, 80
 # The interpreter with torch, and what the compiler leaves in the process: measured.
 _PROCESS_BYTES, _COMPILER_BYTES, _WIDENING_BYTES = 370 << 20, 90 << 20, 60 << 20
-# What the allocator cannot use again between activations that stay, as a share of them; uncompiled layers free much
-# more in between, also of gradients (bytes a parameter) and of layers that are recomputed (layers): measured.
-HOLES_SHARE, _PLAIN_HOLES_SHARE, _PLAIN_HOLES_PARAMETER, _PLAIN_HOLES_LAYERS = 1 / 4, 0.55, 10, 2
+# What the allocator cannot use again between activations that stay, as a share of them; with uncompiled layers also
+# between gradients, in bytes a parameter: measured.
+HOLES_SHARE, _PLAIN_HOLES_PARAMETER = 1 / 4, 5
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
@@ -142,9 +142,7 @@ def moving_bytes(
     backward = block * 12 + 16 * tokens * model.query_size + 3 * tokens * model.intermediate_size * width
     # Factors in float32 beside what is kept.
     wide = 2 * layer if is_widened else 0
-    holes = int(kept * (HOLES_SHARE if is_compiled else _PLAIN_HOLES_SHARE))
-    if not is_compiled:
-        holes += _PLAIN_HOLES_PARAMETER * model.num_parameters().total + (_PLAIN_HOLES_LAYERS * layer if again else 0)
+    holes = int(kept * HOLES_SHARE) + (0 if is_compiled else _PLAIN_HOLES_PARAMETER * model.num_parameters().total)
     return {
         "activations": kept,
         "logits": chunk,

@@ -52,7 +52,7 @@ def tune_bytes(
     # A pair is two rows.
     rows_at_once = rows * (2 if config.goal == "dpo" and config.preference.loss != "kto" else 1)
     moving = moving_bytes(model, config.loop, rows_at_once, length, is_compiled, is_widened)
-    # Measured on the 2.7 B shape, uncompiled: pretraining's runs had larger ones, before small free blocks were merged.
+    # Without the gradients' holes: frozen weights have none, and fused updates free each at once. Measured at 2.7 B.
     moving["allocator"] = int(moving["activations"] * HOLES_SHARE)
     head = model.vocab_size * model.hidden_size * (4 + width)
     if config.method == "full":
