@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <string_view>
 #include <utility>
 
 namespace minicpm {
@@ -15,8 +14,6 @@ namespace {
 constexpr int kTileQueries = 32;
 // Up to this many rows, a tile's chunks are spread over the threads.
 constexpr int kRowsOfDecode = 2;
-// Bytes of a file that one task packs before it gives their pages back.
-constexpr size_t kPackedAtOnce = size_t{1} << 20;
 
 }  // namespace
 
@@ -30,57 +27,6 @@ LayerCache Decoder::cache_of(int layer) const {
                      shape_.num_layers};
     cache.data = cache_memory_.data() + layer * 2 * cache.part_bytes();
     return cache;
-}
-
-Matrix& Decoder::find_matrix(const std::string& name, int layer) {
-    static constexpr std::pair<std::string_view, Matrix Layer::*> kOfLayers[] = {
-        {"q_proj", &Layer::query},   {"k_proj", &Layer::key}, {"v_proj", &Layer::value},   {"o_proj", &Layer::output},
-        {"gate_proj", &Layer::gate}, {"up_proj", &Layer::up}, {"down_proj", &Layer::down},
-    };
-    if (name == "embed_tokens") return embedding_;
-    if (name == "lm_head") return head_ ? *head_ : head_.emplace();
-    for (const auto& [known, matrix] : kOfLayers) {
-        if (name == known) return layers_.at(layer).*matrix;
-    }
-    refuse("there is no matrix called " + name);
-}
-
-void Decoder::add_matrix(const std::string& name, int layer, const BlockType& type, const uint8_t* data, int rows,
-                         int columns, bool is_file) {
-    const std::lock_guard lock(mutex_);
-    if (columns % type.inputs) refuse("a row of " + std::to_string(columns) + " weights is no whole number of blocks");
-    Matrix& matrix = find_matrix(name, layer);
-    matrix = {type.packing, rows, columns, nullptr};
-    sources_.push_back({&type, data, &matrix, is_file});
-}
-
-void Decoder::pack() {
-    const std::lock_guard lock(mutex_);
-    size_t bytes = 0;
-    for (const Source& source : sources_) bytes += round_up(source.matrix->bytes(), 64);
-    arena_.reserve(bytes);
-    for (const Source& source : sources_) {
-        source.matrix->data = arena_.take(source.matrix->bytes());
-        pack(source);
-    }
-    sources_.clear();
-}
-
-void Decoder::pack(const Source& source) {
-    const Matrix& matrix = *source.matrix;
-    const size_t stride = size_t(matrix.inputs) / source.type->inputs * source.type->bytes;
-    const int tiles = matrix.num_tiles();
-    const int most = std::max(1, tiles / (num_threads() * 2));
-    const int share = std::clamp(static_cast<int>(kPackedAtOnce / (stride * kTileRows)), 1, most);
-    pool_.run((tiles + share - 1) / share, [&](int task) {
-        const int begin = task * share, end = std::min(tiles, begin + share);
-        for (int tile = begin; tile < end; ++tile) pack_tile(*source.type, source.data, stride, matrix, tile);
-        if (!source.is_file) return;
-        const size_t first = size_t(begin) * kTileRows, last = std::min(matrix.rows, end * kTileRows);
-        release_file_pages(source.data + first * stride, (last - first) * stride);
-    });
-    // Reading near a seam brings pages of the neighbour back.
-    if (source.is_file) release_file_pages(source.data, matrix.rows * stride);
 }
 
 void Decoder::set_norm(const std::string& name, int layer, std::span<const float> weight) {

@@ -2,7 +2,10 @@
 // Granite, which differ in four factors. `step` is the only way in; it works on rows of many sequences at once.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -66,12 +69,17 @@ class Decoder {
     Decoder(const Shape& shape, const Cache& cache, const Kernels& kernels, int num_threads);
 
     // `name` is the last part of the HF name, such as "q_proj", "embed_tokens" or "lm_head"; `layer` is -1 outside
-    // layers. `data` must stay where it is until `pack`; if it is a file's, mapped to be read only, `pack` gives its
-    // pages back as it goes.
+    // layers. `data` must stay where it is until it is packed; if it is a file's, mapped to be read only, `pack` gives
+    // its pages back as it goes. Unless `interleaved_width` is 0, rows 2j and 2j + 1 of each head of that width, a
+    // multiple of 32, are to become its rows j and j + width / 2.
     void add_matrix(const std::string& name, int layer, const BlockType& type, const uint8_t* data, int rows,
-                    int columns, bool is_file = false);
-    // Packs what was added since the last time.
-    void pack();
+                    int columns, bool is_file = false, int interleaved_width = 0);
+    // Packs what was added and is not a file's, and files' matrices for about `seconds`, at least one unless that is 0;
+    // returns whether all are packed. Steps run with the others, too, but slower.
+    bool pack(double seconds = std::numeric_limits<double>::infinity());
+    // Packs on the calling thread only, until all are packed or another thread has called `call`, once for all.
+    void pack_until_called();
+    void call() { is_called_.store(true); }
     void set_norm(const std::string& name, int layer, std::span<const float> weight);
 
     // Writes (M, vocab_size) or (M, hidden_size). Throws std::invalid_argument before any work for an index that is out
@@ -112,6 +120,11 @@ class Decoder {
         const uint8_t* data;
         Matrix* matrix;
         bool is_file;
+        int interleaved_width;
+
+        size_t row_bytes() const { return size_t(matrix->inputs) / type->inputs * type->bytes; }
+        void pack(int tile, uint8_t* out) const;
+        Matrix scratch(int tile) const;
     };
 
     void check(const Step& step);
@@ -142,7 +155,12 @@ class Decoder {
     template <class Copy>
     void each_block_layer(std::span<const int32_t> blocks, const Copy& copy);
     Matrix& find_matrix(const std::string& name, int layer);
-    void pack(const Source& source);
+    void order_sources();
+    void pack(const Source& source, bool is_alone);
+    const Source& source_of(const Matrix& matrix) const;
+    // As the kernel's `multiply` and as `unpack_row`, for matrices that are not packed, too.
+    void multiply_tiles(const Matrix& matrix, int begin, int end, const Prepared& x, const Output& y) const;
+    void read_row(const Matrix& matrix, int row, float* out) const;
 
     const Shape shape_;
     const Cache cache_;
@@ -156,6 +174,7 @@ class Decoder {
     std::vector<float> final_norm_;
     std::vector<Layer> layers_;
     std::vector<Source> sources_;  // not packed yet
+    std::atomic<bool> is_called_{false};
 
     // The plan of the step that runs.
     std::vector<bool> seen_;

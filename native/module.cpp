@@ -83,13 +83,14 @@ Decoder* make_decoder(void* memory, const nb::dict& shape, const std::string& ke
 }
 
 void add_matrix(Decoder& decoder, const std::string& name, int layer, const std::string& block_type, const Bytes& data,
-                int columns, bool is_file) {
+                int columns, bool is_file, int interleaved_width) {
     const BlockType* type = find_block_type(block_type);
     if (!type) throw std::invalid_argument("the engine does not run block type " + block_type);
     if (columns % type->inputs || data.shape(1) != size_t(columns) / type->inputs * type->bytes) {
         throw std::invalid_argument("data does not have the row size of its block type");
     }
-    decoder.add_matrix(name, layer, *type, data.data(), static_cast<int>(data.shape(0)), columns, is_file);
+    decoder.add_matrix(name, layer, *type, data.data(), static_cast<int>(data.shape(0)), columns, is_file,
+                       interleaved_width);
 }
 
 bool is_interrupted() {
@@ -240,9 +241,11 @@ NB_MODULE(_native, m) {
                 make_decoder(memory, shape, kernel, num_threads, num_blocks, block_tokens, cache_type);
             },
             "shape"_a, "kernel"_a, "num_threads"_a, "num_blocks"_a, "block_tokens"_a, "cache_type"_a)
-        .def("add_matrix", &add_matrix, "name"_a, "layer"_a, "block_type"_a, "data"_a, "columns"_a, "is_file"_a)
-        .def(
-            "pack", [](Decoder& decoder) { decoder.pack(); }, nb::call_guard<nb::gil_scoped_release>())
+        .def("add_matrix", &add_matrix, "name"_a, "layer"_a, "block_type"_a, "data"_a, "columns"_a, "is_file"_a,
+             "interleaved_width"_a)
+        .def("pack", nb::overload_cast<double>(&Decoder::pack), "seconds"_a, nb::call_guard<nb::gil_scoped_release>())
+        .def("pack_until_called", &Decoder::pack_until_called, nb::call_guard<nb::gil_scoped_release>())
+        .def("call", &Decoder::call)
         .def(
             "set_norm",
             [](Decoder& decoder, const std::string& name, int layer, const Floats& weight) {

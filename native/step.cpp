@@ -65,8 +65,8 @@ void Decoder::multiply(std::initializer_list<Product> products, int rows) {
         for (const Product& product : products) {
             const int tiles = product.matrix->num_tiles();
             if (begin < tiles && end > 0) {
-                kernels_.multiply(*product.matrix, std::max(begin, 0), std::min(end, tiles),
-                                  prepared(*product.matrix, rows), product.output);
+                multiply_tiles(*product.matrix, std::max(begin, 0), std::min(end, tiles),
+                               prepared(*product.matrix, rows), product.output);
             }
             begin -= tiles;
             end -= tiles;
@@ -79,7 +79,7 @@ void Decoder::embed(const Step& step) {
     const bool is_shared = step.frequencies.size() == half;
     each_row(static_cast<int>(step.tokens.size()), [&](int row) {
         float* hidden = hidden_.data() + size_t(row) * shape_.hidden_size;
-        unpack_row(embedding_, step.tokens[row], hidden);
+        read_row(embedding_, step.tokens[row], hidden);
         for (int i = 0; i < shape_.hidden_size; ++i) hidden[i] *= shape_.scale_emb;
         float* cosines = angles_.data() + size_t(row) * shape_.head_dim;
         const float* frequencies = step.frequencies.data() + (is_shared ? 0 : step.sequences[row] * half);
@@ -261,8 +261,8 @@ void Decoder::feed_forward(const Layer& layer, int rows) {
     const int share = std::max(1, tiles / (num_threads() * kTasksPerThread));
     pool_.run((tiles + share - 1) / share, [&](int task) {
         const int begin = task * share, end = std::min(tiles, begin + share);
-        kernels_.multiply(layer.gate, begin, end, prepared(layer.gate, rows), {gate_.data(), inner, 1.0f, false});
-        kernels_.multiply(layer.up, begin, end, prepared(layer.up, rows), {up_.data(), inner, 1.0f, false});
+        multiply_tiles(layer.gate, begin, end, prepared(layer.gate, rows), {gate_.data(), inner, 1.0f, false});
+        multiply_tiles(layer.up, begin, end, prepared(layer.up, rows), {up_.data(), inner, 1.0f, false});
         const int first = begin * kTileRows, last = std::min(shape_.intermediate_size, end * kTileRows);
         kernels_.swiglu(gate_.data() + first, inner, up_.data() + first, inner, rows, last - first);
     });

@@ -7,7 +7,7 @@
 //   kernels/select.cpp  which tables exist in this build, and which of them this processor can run
 //   packing.h           block types of files  ->  tiles; one row of tiles -> floats (the embedding)
 //   threads.h memory.h  the thread pool; zeroed memory in huge pages
-//   decoder.h           the graph: one step over rows of many sequences
+//   decoder.h           the graph: one step over rows of many sequences (step.cpp); its weights (weights.cpp)
 //   module.cpp          what Python sees
 //
 // To add an instruction set: write kernels/NAME.cpp with a class like those of avx2.cpp, list it in CMakeLists.txt and

@@ -140,6 +140,22 @@ TEST(decoder_does_not_depend_on_how_rows_are_cut) {
     }
 }
 
+TEST(decoder_reads_from_the_file_what_is_not_packed) {
+    const Model model(tiny_shape(), {"Q4_0", "F16", "Q8_0"});
+    const std::vector<int32_t> ids = some_ids(model.shape(), 20);
+    for (const Kernels* const* k = available_kernels(); *k; ++k) {
+        const std::vector<float> packed = run_whole(*model.decoder({.kernel = (*k)->name}), ids);
+        const auto decoder = model.decoder({.kernel = (*k)->name, .is_file = true});
+        int states = 0;
+        for (bool is_packed = false;; is_packed = decoder->pack(1e-9), ++states) {
+            const std::vector<float> now = run_whole(*decoder, ids);
+            CHECK(same_bits(now.data(), packed.data(), packed.size()), (*k)->name);
+            if (is_packed) break;
+        }
+        CHECK(states == 7 * model.shape().num_layers + 1, std::to_string(states));
+    }
+}
+
 TEST(decoder_gives_the_rows_that_are_wanted) {
     const Model model(tiny_shape(), {"Q8_0"});
     const size_t vocab = model.shape().vocab_size, hidden = model.shape().hidden_size;

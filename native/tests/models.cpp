@@ -1,8 +1,25 @@
 #include "models.h"
 
+#include <sys/mman.h>
+
+#include <algorithm>
+
 #include "random_rows.h"
 
 namespace minicpm::tests {
+
+namespace {
+
+// A copy whose pages may be given back and come again, as those of a file.
+std::shared_ptr<uint8_t> mapped_copy(const Exact<uint8_t>& data) {
+    const size_t bytes = data.size();
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED, "no memory");
+    std::copy_n(data.data(), bytes, static_cast<uint8_t*>(memory));
+    return {static_cast<uint8_t*>(memory), [bytes](uint8_t* copy) { munmap(copy, bytes); }};
+}
+
+}  // namespace
 
 Shape tiny_shape(int block_inputs) {
     Shape shape{};
@@ -55,9 +72,11 @@ std::unique_ptr<Decoder> Model::decoder(const Setting& setting) const {
     const Cache cache{setting.num_blocks, setting.block_tokens, setting.cache_type};
     auto decoder = std::make_unique<Decoder>(shape_, cache, *kernels, setting.num_threads);
     for (const Weights& m : matrices_) {
-        decoder->add_matrix(m.name, m.layer, *m.type, m.data.data(), m.rows, m.columns);
+        if (setting.is_file) files_.push_back(mapped_copy(m.data));
+        const uint8_t* data = setting.is_file ? files_.back().get() : m.data.data();
+        decoder->add_matrix(m.name, m.layer, *m.type, data, m.rows, m.columns, setting.is_file);
     }
-    decoder->pack();
+    if (!setting.is_file) decoder->pack();
     for (const Norm& n : norms_) decoder->set_norm(n.name, n.layer, {n.weight.data(), n.weight.size()});
     return decoder;
 }

@@ -17,6 +17,7 @@ struct Setting {
     CacheType cache_type = CacheType::kF32;
     int num_blocks = 48;
     int block_tokens = 32;
+    bool is_file = false;  // weights as in a mapped file, none of them packed
 };
 
 // Weights of a model, from which any number of decoders can be made.
@@ -42,6 +43,7 @@ class Model {
     Shape shape_;
     std::vector<Weights> matrices_;
     std::vector<Norm> norms_;
+    mutable std::vector<std::shared_ptr<uint8_t>> files_;
 };
 
 // Rows of a step, whose arrays end where they should.

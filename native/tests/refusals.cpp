@@ -67,6 +67,10 @@ TEST(refused_weights_name_their_fault) {
         CHECK(message.find(part) != std::string::npos, message);
     };
     says("no whole number of blocks", [&] { decoder->add_matrix("q_proj", 0, type, data.data(), 16, 33); });
+    says("heads of a multiple of 32 rows",
+         [&] { decoder->add_matrix("q_proj", 0, type, data.data(), 16, 32, false, 48); });
+    says("heads of a multiple of 32 rows",
+         [&] { decoder->add_matrix("q_proj", 0, type, data.data(), 16, 32, false, 32); });
     says("no matrix called", [&] { decoder->add_matrix("z_proj", 0, type, data.data(), 16, 32); });
     says("no norm called", [&] { decoder->set_norm("a_norm", 0, {Exact<float>(96).data(), 96}); });
     says("hidden_size weights", [&] { decoder->set_norm("norm", -1, {norm.data(), norm.size()}); });

@@ -56,11 +56,27 @@ class Decoder:
         cache_type: str,
     ) -> None: ...
     def add_matrix(
-        self, name: str, layer: int, block_type: str, data: npt.NDArray[np.uint8], columns: int, is_file: bool
+        self,
+        name: str,
+        layer: int,
+        block_type: str,
+        data: npt.NDArray[np.uint8],
+        columns: int,
+        is_file: bool,
+        interleaved_width: int,
     ) -> None:
-        """Take `data` for `pack`, until which the caller keeps it; the pages of a mapped file are then given back."""
+        """Take `data`, which the caller keeps until it is packed; the pages of a mapped file are then given back.
 
-    def pack(self) -> None: ...
+        Unless `interleaved_width` is 0, rows 2j and 2j + 1 of each head of that width are its rows j and j + width / 2.
+        """
+
+    def pack(self, seconds: float) -> bool:
+        """Pack copies, and files for about `seconds`, at least one unless that is 0; return whether all is packed."""
+
+    def pack_until_called(self) -> None:
+        """Pack on this thread alone, until another one calls `call`, once for all, or all is packed."""
+
+    def call(self) -> None: ...
     def set_norm(self, name: str, layer: int, weight: npt.NDArray[np.float32]) -> None: ...
     def step(
         self,

@@ -6,21 +6,24 @@ arithmetic (`native/`).
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from minicpm import _native
 from minicpm.architecture import ModelConfig
+from minicpm.engine.dtypes import default_kv_type, describe_dtypes
+from minicpm.engine.native_calls import EngineErrors, Ints, as_ints
 from minicpm.errors import EngineError
 from minicpm.formats.mapped_file import is_mapped
 from minicpm.formats.weight import Weight
+from minicpm.formats.weight_map import LazyWeights
 
-Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
@@ -30,13 +33,18 @@ KERNEL_VARIABLE = "MINICPM_KERNEL"
 _LAYOUT_VERSION = 1
 # Weights whose rows had to be reordered are copies; this much of them waits to be repacked.
 _MAX_COPIED_BYTES = 32 << 20
+# Rows of heads of a multiple of this width are put in order while they are repacked.
+_REORDERED_ROWS = 32
+_EMBEDDING = "model.embed_tokens.weight"
+# How long a step may repack what opening left; a person waits for its token.
+_CATCH_UP_SECONDS = 0.5
 
 
 class Decoder:
     """Runs the decoder graph of `config` on the CPU.
 
-    Weights are repacked once, here, and not referred to afterwards. Results of one kernel do not depend on the number
-    of threads, nor on what other rows a step has, to the last bit.
+    Weights are repacked once and not referred to afterwards. Results of one kernel do not depend on the number of
+    threads, nor on what other rows a step has, nor on what is repacked already, to the last bit.
 
     Args:
         config: the model's shape and scales.
@@ -50,6 +58,8 @@ class Decoder:
             precision would spoil, and f16 where they are quantized.
         num_positions: the longest sequence that will be run. Only the `dynamic` rope scaling looks at it; 0 lets it
             follow each sequence's length, as transformers does.
+        is_lazy: whether weights of a mapped file may wait for `pack` or for later steps; the first step reads what is
+            left from the file itself, so that no first token waits for new memory.
 
     `dtypes` says in one line what the file holds and what is computed in what.
 
@@ -68,6 +78,7 @@ class Decoder:
         kernel: str | None = None,
         kv_type: str | None = None,
         num_positions: int = 0,
+        is_lazy: bool = False,
     ) -> None:
         self.config = config
         self.block_tokens = block_tokens
@@ -79,10 +90,28 @@ class Decoder:
         kernel = kernel or os.environ.get(KERNEL_VARIABLE, "")
         threads = available_processors() if num_threads is None else num_threads
         self.kv_type = kv_type or default_kv_type(weights)
-        self.dtypes = _describe_dtypes(weights, self.kv_type)
-        with _EngineErrors():
+        self.dtypes = describe_dtypes(weights, self.kv_type)
+        with EngineErrors():
             self._native = _native.Decoder(_shape(config), kernel, threads, num_blocks, block_tokens, self.kv_type)
-        self._load(weights)
+        # What must be kept until it is repacked.
+        self._held: list[Bytes] = []
+        self._has_stepped = False
+        self._add_all(weights)
+        self.pack(0.0 if is_lazy else math.inf)
+
+    def pack(self, seconds: float = math.inf) -> bool:
+        """Repack weights for about `seconds`; return whether all are repacked."""
+        if self._held and self._native.pack(seconds):
+            self._held.clear()
+        return not self._held
+
+    def pack_until_called(self) -> None:
+        """Repack weights on this thread alone, without the interpreter, until another one calls `call`, or did."""
+        self._native.pack_until_called()
+
+    def call(self) -> None:
+        """End `pack_until_called`."""
+        self._native.call()
 
     @property
     def kernel(self) -> str:
@@ -138,13 +167,16 @@ class Decoder:
             raise EngineError(f"outputs must be 'logits' or 'hidden', got {outputs!r}")
         width = self.config.vocab_size if outputs == "logits" else self.config.hidden_size
         out = np.empty((len(output_rows), width), np.float32)
-        tables = _ints("block_tables", block_tables, 2)
-        rows = _ints("tokens", tokens), _ints("positions", positions), _ints("sequences", sequences)
+        tables = as_ints("block_tables", block_tables, 2)
+        rows = as_ints("tokens", tokens), as_ints("positions", positions), as_ints("sequences", sequences)
         frequencies = self._frequencies
         if self._is_dynamic:
             frequencies = self._dynamic_frequencies(rows[1], rows[2], len(tables))
-        wanted = _ints("output_rows", output_rows)
-        with _EngineErrors():
+        wanted = as_ints("output_rows", output_rows)
+        if self._has_stepped:
+            self.pack(_CATCH_UP_SECONDS)
+        self._has_stepped = True
+        with EngineErrors():
             self._native.step(*rows, tables, frequencies, wanted, outputs == "logits", out)
         return out
 
@@ -168,8 +200,8 @@ class Decoder:
             EngineError: no such block.
         """
         out = np.empty((len(blocks), self.block_bytes), np.uint8)
-        with _EngineErrors():
-            self._native.read_blocks(_ints("blocks", blocks), out)
+        with EngineErrors():
+            self._native.read_blocks(as_ints("blocks", blocks), out)
         return out
 
     def write_blocks(self, blocks: Ints, data: Bytes) -> None:
@@ -178,8 +210,8 @@ class Decoder:
         Raises:
             EngineError: no such block, or data of another size; nothing was written.
         """
-        with _EngineErrors():
-            self._native.write_blocks(_ints("blocks", blocks), np.ascontiguousarray(data))
+        with EngineErrors():
+            self._native.write_blocks(as_ints("blocks", blocks), np.ascontiguousarray(data))
 
     def _frequencies_for(self, num_positions: int) -> Floats:
         return np.array([self.config.rope_frequencies(num_positions)], np.float32)
@@ -191,52 +223,41 @@ class Decoder:
         np.maximum.at(lengths, sequences[inside], positions[inside].astype(np.int64) + 1)
         return np.concatenate([self._frequencies_for(max(int(n), self._num_positions)) for n in lengths])
 
-    def _load(self, weights: Mapping[str, Weight]) -> None:
-        """Have all weights repacked in few calls, each of which leaves the interpreter to other threads."""
-        held: list[Bytes] = []
+    def _add_all(self, weights: Mapping[str, Weight]) -> None:
+        """Hand all weights over; of those that are copies, only few at a time wait to be repacked."""
         copied_bytes = 0
-        for name, shape in self.config.weight_shapes().items():
+        # The head of most models, which is the largest, is needed for one row of a prompt only.
+        for name, shape in sorted(self.config.weight_shapes().items(), key=lambda item: item[0] == _EMBEDDING):
             data = self._add(name, shape, weights)
             if data is None:
                 continue
-            held.append(data)
+            self._held.append(data)
             copied_bytes += 0 if is_mapped(data) else data.nbytes
             if copied_bytes > _MAX_COPIED_BYTES:
-                self._native.pack()
-                held.clear()
+                self._native.pack(0.0)
+                self._held = [kept for kept in self._held if is_mapped(kept)]
                 copied_bytes = 0
-        self._native.pack()
 
     def _add(self, name: str, shape: tuple[int, ...], weights: Mapping[str, Weight]) -> Bytes | None:
         """Hand one weight over; return the bytes that must be kept until they are repacked."""
         if name not in weights:
             raise EngineError(f"weight {name} is missing; the model needs {shape}")
-        weight = weights[name]
+        interleaved = None
+        if isinstance(weights, LazyWeights) and self.config.head_dim % _REORDERED_ROWS == 0:
+            interleaved = weights.interleaved(name)
+        weight = weights[name] if interleaved is None else interleaved
         if weight.shape != shape:
             raise EngineError(f"weight {name} has shape {weight.shape}; the model needs {shape}")
         parts = name.split(".")
         layer = int(parts[2]) if parts[1] == "layers" else -1
-        with _EngineErrors(f"weight {name}: "):
+        with EngineErrors(f"weight {name}: "):
             if len(shape) == 1:
                 self._native.set_norm(parts[-2], layer, np.ascontiguousarray(weight.decode()))
                 return None
             data = np.ascontiguousarray(weight.data)
-            self._native.add_matrix(parts[-2], layer, weight.block_type, data, shape[1], is_mapped(data))
+            head_width = 0 if interleaved is None else self.config.head_dim
+            self._native.add_matrix(parts[-2], layer, weight.block_type, data, shape[1], is_mapped(data), head_width)
             return data
-
-
-def default_kv_type(weights: Mapping[str, Weight]) -> str:
-    """Return how keys and values are kept unless asked otherwise: exactly where the weights are exact."""
-    first = weights.get("model.layers.0.self_attn.k_proj.weight")
-    return "f32" if first is not None and first.block_type in ("F32", "F16", "BF16") else "f16"
-
-
-def _describe_dtypes(weights: Mapping[str, Weight], kv_type: str) -> str:
-    """Return one line about what the file holds and what is computed in what, so that no dtype is silent."""
-    first = weights.get("model.layers.0.self_attn.k_proj.weight")
-    held = first.block_type if first is not None else "F32"
-    inputs = "fp32" if held in ("F32", "F16", "BF16") else "16-bit integers"
-    return f"file {held.lower()}, activations {inputs}, KV cache {kv_type}, rope/norm/softmax/logits fp32"
 
 
 def available_processors() -> int:
@@ -244,30 +265,6 @@ def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _EngineErrors:
-    """Turns the native part's refusals into `EngineError`."""
-
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | MemoryError):
-            text = "not enough memory" if isinstance(error, MemoryError) else str(error)
-            raise EngineError(self.prefix + text) from None
-
-
-def _ints(name: str, array: Any, num_axes: int = 1) -> Ints:
-    given = np.asarray(array)
-    if given.ndim != num_axes or (given.size and given.dtype.kind not in "iu"):
-        raise EngineError(f"{name} must be whole numbers with {num_axes} axes, got {given.dtype} {given.shape}")
-    if given.size and given.dtype != np.int32 and (given.min() < -(2**31) or given.max() >= 2**31):
-        raise EngineError(f"{name} has numbers that do not fit 32 bits")
-    return np.ascontiguousarray(given, np.int32)
 
 
 def _shape(config: ModelConfig) -> dict[str, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from minicpm.architecture import ModelConfig
-from minicpm.engine.decoder import Decoder, default_kv_type
+from minicpm.engine.decoder import Decoder
+from minicpm.engine.dtypes import default_kv_type
 from minicpm.engine.sizing import check_weights, free_memory, longest_context, plan_cache
 from minicpm.engine.speculation_draft import DraftModel
 from minicpm.errors import EngineError

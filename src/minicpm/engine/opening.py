@@ -5,6 +5,7 @@ Left out: names of models (`hub`, through `minicpm.load`).
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from typing import Generic, TypeVar
 
 from minicpm import _native
 from minicpm.architecture import ModelConfig
-from minicpm.engine.decoder import Decoder, default_kv_type
+from minicpm.engine.decoder import Decoder
+from minicpm.engine.dtypes import default_kv_type
 from minicpm.engine.engine import Engine
 from minicpm.engine.language_model import LanguageModel
 from minicpm.engine.scheduler import Limits
@@ -76,8 +78,9 @@ def open_language_model(
         kernel=kernel,
         kv_type=kv_type,
         num_positions=size.context_length,
+        is_lazy=True,
     )
-    tokenizer = _fitting(tokenizer_soon.get(), config.vocab_size, path)
+    tokenizer = _fitting(_repack_until(tokenizer_soon, decoder, weights), config.vocab_size, path)
     engine = Engine(
         decoder,
         config,
@@ -88,8 +91,22 @@ def open_language_model(
         tokenizer=tokenizer,
         draft=_open_draft(draft, tokenizer, size.context_length, max_parallel, num_threads),
     )
-    _give_back(weights)
     return LanguageModel(engine, tokenizer, dtypes=decoder.dtypes, fingerprint=lambda: _fingerprint(config, weights))
+
+
+def _repack_until(tokenizer_soon: _Soon[Tokenizer], decoder: Decoder, weights: Mapping[str, Weight]) -> Tokenizer:
+    """Return the tokenizer; weights are repacked meanwhile, and the rest of them by the steps after the first.
+
+    Of the file and of what was needed to read it nothing else is left in memory.
+    """
+    # What renders conversations; the tokenizer's thread leaves the interpreter to others now and then.
+    importlib.import_module("minicpm.tokenizer.sandbox")
+    tokenizer_soon.tell(decoder.call)
+    decoder.pack_until_called()
+    tokenizer = tokenizer_soon.get()
+    release_file(weights["model.norm.weight"].data)
+    _native.trim_heap()
+    return tokenizer
 
 
 def _room_beside(checkpoint: Checkpoint) -> int:
@@ -102,12 +119,6 @@ def _room_beside(checkpoint: Checkpoint) -> int:
 def _check_threads(num_threads: int | None) -> None:
     if num_threads is not None and not 1 <= num_threads <= 1024:
         raise EngineError(f"num_threads must be 1 to 1024, got {num_threads}")
-
-
-def _give_back(weights: Mapping[str, Weight]) -> None:
-    """Leave in memory what was made of the file, not the file, nor what making it took."""
-    release_file(weights["model.norm.weight"].data)
-    _native.trim_heap()
 
 
 def _limits(vocab_size: int, max_parallel: int, max_waiting: int, max_waiting_tokens: int) -> Limits:
@@ -167,8 +178,16 @@ class _Soon(Generic[T]):
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute
         self._error: BaseException | None = None
+        self._listener: Callable[[], None] | None = None
+        self._is_there = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def tell(self, listener: Callable[[], None]) -> None:
+        """Call `listener` as soon as `get` would not wait; it may be called twice."""
+        self._listener = listener
+        if self._is_there:
+            listener()
 
     def get(self) -> T:
         """Wait for the value; what its computation raised is raised here."""
@@ -182,3 +201,7 @@ class _Soon(Generic[T]):
             self._value = self._compute()
         except BaseException as error:
             self._error = error
+        # In this order: either this thread sees the listener or `tell` sees that it is too late.
+        self._is_there = True
+        if self._listener is not None:
+            self._listener()

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from minicpm.architecture import ModelConfig
-from minicpm.engine.decoder import Decoder, Ints
+from minicpm.engine.decoder import Decoder
+from minicpm.engine.native_calls import Ints
 from minicpm.errors import EngineError
 from minicpm.formats.weight_map import WeightEntry
 

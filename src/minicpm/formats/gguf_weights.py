@@ -1,6 +1,6 @@
 """An open GGUF file -> configuration and weights under HF names in HF row order.
 
-The one place that undoes the permutation of the q and k rows.
+The one place that undoes the permutation of the q and k rows, but for the engine, which repacks rows anyway.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ def _entries(file: GGUFFile, config: ModelConfig) -> dict[str, WeightEntry]:
             unknown += [theirs] if theirs != ROPE_TENSOR else []
             continue
         num_heads = names.rotated_heads(ours, config)
-        make = partial(_reordered, file, theirs, num_heads) if num_heads else partial(file.weight, theirs)
-        entries[ours] = WeightEntry(info.shape, info.block_type, make)
+        plain = partial(file.weight, theirs)
+        reordered = partial(_reordered, file, theirs, num_heads)
+        entries[ours] = (
+            WeightEntry(info.shape, info.block_type, reordered, make_interleaved=plain)
+            if num_heads
+            else WeightEntry(info.shape, info.block_type, plain)
+        )
     if unknown:
         biased = " (biases are not supported)" if any(name.endswith(".bias") for name in unknown) else ""
         raise FormatError(

@@ -18,11 +18,16 @@ from minicpm.formats.weight import Weight
 
 @dataclass(frozen=True, slots=True)
 class WeightEntry:
-    """What is known of a weight before its bytes are touched, and the function that gives it."""
+    """What is known of a weight before its bytes are touched, and the function that gives it.
+
+    `make_interleaved` gives the rows of a q or k projection as a GGUF file has them (see `names.interleaved_order`),
+    without the copy that `make` is; None where `make` is none.
+    """
 
     shape: tuple[int, ...]
     block_type: str
     make: Callable[[], Weight]
+    make_interleaved: Callable[[], Weight] | None = None
 
     @classmethod
     def of(cls, weight: Weight) -> WeightEntry:
@@ -43,6 +48,11 @@ class LazyWeights(Mapping[str, Weight]):
 
     def __getitem__(self, name: str) -> Weight:
         return self.entries[name].make()
+
+    def interleaved(self, name: str) -> Weight | None:
+        """Return a weight whose rows the file has interleaved as they are there, for those who undo it themselves."""
+        entry = self.entries.get(name)
+        return entry.make_interleaved() if entry is not None and entry.make_interleaved is not None else None
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
