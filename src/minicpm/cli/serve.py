@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
         max_waiting=options.max_queue,
         max_waiting_tokens=options.max_queue_tokens,
     ) as model:
+        # A server has time before its first request.
+        model.engine.prepare()
         run_server(model, settings, lambda url: _announce(url, settings.model_name, bool(settings.api_keys)))
 
 

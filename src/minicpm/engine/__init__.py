@@ -11,7 +11,7 @@ from minicpm.engine.language_model import LanguageModel
 from minicpm.engine.runner import TextStream
 from minicpm.engine.sampling import Sampler
 from minicpm.engine.scheduler import Limits, QueueFullError
-from minicpm.engine.sequence import Constraint, ContextLengthError, Request, Sequence, TokenLogprob
+from minicpm.engine.sequence import Constraint, ContextLengthError, Owner, Request, Sequence, TokenLogprob
 
 __all__ = [
     "Completion",
@@ -22,6 +22,7 @@ __all__ = [
     "LanguageModel",
     "Limits",
     "Load",
+    "Owner",
     "QueueFullError",
     "Request",
     "Sampler",

@@ -34,6 +34,10 @@ class StepDecoder(Protocol):
         """Compute rows of several sequences."""
         ...
 
+    def pack(self) -> bool:
+        """Make everything ready that steps would otherwise make ready on their way."""
+        ...
+
     @property
     def cache_layout(self) -> str:
         """What the bytes of a block mean."""

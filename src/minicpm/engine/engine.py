@@ -23,7 +23,7 @@ from minicpm.engine.outputs import Floats, choose_next, read_hidden, score_promp
 from minicpm.engine.prefixes import Prefixes
 from minicpm.engine.sampling import log_softmax
 from minicpm.engine.scheduler import Chunk, Limits, Scheduler
-from minicpm.engine.sequence import Request, Sequence, count_new_tokens
+from minicpm.engine.sequence import Owner, Request, Sequence, count_new_tokens
 from minicpm.engine.speculation import Speculator
 from minicpm.engine.speculation_draft import DraftModel
 from minicpm.engine.stopping import Ending, FinishReason
@@ -94,8 +94,8 @@ class Engine:
 
     # ------------------------------------------------------------------ requests
 
-    def add(self, request: Request) -> Sequence:
-        """Take `request` in; its events come from later steps.
+    def add(self, request: Request, owner: Owner | None = None) -> Sequence:
+        """Take `request` in; its events come from later steps. Owners take turns; those without one are one owner.
 
         Raises:
             EngineError: it does not fit the context or the vocabulary.
@@ -109,7 +109,7 @@ class Engine:
             stops=request.stop,
             max_new_tokens=max_new_tokens,
         )
-        sequence = Sequence(request, ending=ending, max_new_tokens=max_new_tokens, vocab_size=self._vocab_size)
+        sequence = Sequence(request, owner, ending=ending, max_new_tokens=max_new_tokens, vocab_size=self._vocab_size)
         with self.shield, self._state:
             self._scheduler.add(sequence)
         return sequence
@@ -138,7 +138,7 @@ class Engine:
             return Load(
                 num_running=len(scheduler.running),
                 num_waiting=len(scheduler.waiting),
-                num_waiting_tokens=scheduler.num_waiting_tokens,
+                num_waiting_tokens=scheduler.waiting.num_tokens,
                 num_blocks=pool.num_blocks,
                 num_held_blocks=pool.num_held,
                 num_kept_blocks=pool.num_kept,
@@ -163,6 +163,10 @@ class Engine:
     def _alone(self) -> Iterator[None]:
         with self.shield, self._turn, self._state:
             yield
+
+    def prepare(self) -> None:
+        """Do now what opening the model left to its first steps, for those who wait for requests."""
+        self._decoder.pack()
 
     # ------------------------------------------------------------------ steps
 

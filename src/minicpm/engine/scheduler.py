@@ -1,18 +1,20 @@
 """Who runs in the next step, with how many tokens, in which blocks.
 
 A step holds one token of every sequence that is generating, and pieces of prompts up to a budget of tokens. Prompts are
-read in the order of their arrival, but one that a step cannot finish leaves half of the room to those behind it. When
-blocks run out, the sequence that arrived last gives its own back and is computed again later.
+read in the order of their arrival, the first of each request before the second of any, but one that a step cannot
+finish leaves half of the room to those behind it. When blocks run out, the sequence that arrived last gives its own
+back and is computed again later; so does the last of a request that has many, when another has to wait.
 Left out: running the step and reading its output (`engine.py`).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from minicpm.engine.cache import BlockPool, Digest
+from minicpm.engine.fair_queue import FairQueue
 from minicpm.engine.sequence import Sequence
 from minicpm.errors import EngineError
 
@@ -57,10 +59,9 @@ class Scheduler:
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         self.pool = pool
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
-        # In the order of arrival.
+        self.waiting = FairQueue()
+        # In the order in which they began.
         self.running: list[Sequence] = []
-        self.num_waiting_tokens = 0
         self.num_preemptions = 0
         self._free_slots = list(range(limits.max_parallel - 1, -1, -1))
         self._was_hidden = False
@@ -76,24 +77,23 @@ class Scheduler:
         Raises:
             QueueFullError: too many requests or tokens wait; nothing changed.
         """
-        num_tokens, limits = len(sequence.token_ids), self.limits
-        if len(self.waiting) >= limits.max_waiting:
-            raise QueueFullError(f"{len(self.waiting)} requests wait already, the limit; try again later")
-        if self.waiting and self.num_waiting_tokens + num_tokens > limits.max_waiting_tokens:
+        num_tokens, limits, waiting = len(sequence.token_ids), self.limits, self.waiting
+        if len(waiting) >= limits.max_waiting:
+            raise QueueFullError(f"{len(waiting)} requests wait already, the limit; try again later")
+        if waiting and waiting.num_tokens + num_tokens > limits.max_waiting_tokens:
             raise QueueFullError(
-                f"{self.num_waiting_tokens} tokens wait already and {num_tokens} more would pass the limit of "
+                f"{waiting.num_tokens} tokens wait already and {num_tokens} more would pass the limit of "
                 f"{limits.max_waiting_tokens}; try again later"
             )
-        self.waiting.append(sequence)
-        self.num_waiting_tokens += num_tokens
+        waiting.push(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget `sequence`, finished or not, and free what it holds."""
         if sequence.slot >= 0:
             self._stop(sequence)
-        elif sequence in self.waiting:
+            self.waiting.stop(sequence)
+        else:
             self.waiting.remove(sequence)
-            self.num_waiting_tokens -= len(sequence.token_ids)
 
     def plan(self) -> list[Chunk]:
         """Return what to compute next, with blocks for all of it; empty when there is nothing to do."""
@@ -106,7 +106,7 @@ class Scheduler:
             if is_generating and self._extend(sequence):
                 chunks.append(Chunk(sequence, 1))
         prompts = [s for s in self.running if s.num_pending > 1 and s.wants_hidden == wants_hidden]
-        return chunks + self._plan_prompts(prompts, is_mixed=bool(chunks))
+        return chunks + self._plan_prompts(_by_turns(prompts), is_mixed=bool(chunks))
 
     def grant(self, chunks: Items[Chunk]) -> list[Chunk]:
         """Return `chunks` with as many of their drafts as there is room for, without those cancelled meanwhile."""
@@ -174,24 +174,31 @@ class Scheduler:
         return self._was_hidden
 
     def _admit(self) -> None:
-        while self.waiting and self._free_slots:
-            sequence = self.waiting[0]
-            sequence.adopt(self.pool)
-            needed = sequence.num_blocks(len(sequence.token_ids), self.pool.block_tokens)
-            # Each running sequence may soon want one more block; an admission that takes it would be undone at once.
-            if self.running and needed + len(self.running) > self.pool.num_available:
-                sequence.drop_blocks(self.pool)
-                if not sequence.num_preemptions:
-                    sequence.num_cached_tokens = 0
+        while (sequence := self.waiting.next) is not None:
+            if self._free_slots and self._reserve(sequence):
+                self.waiting.start(sequence)
+                sequence.slot = self._free_slots.pop()
+                self.running.append(sequence)
+            elif (debtor := self.waiting.debtor(self.running)) is not None:
+                self._preempt(debtor)
+            else:
                 return
-            self.waiting.popleft()
-            self.num_waiting_tokens -= len(sequence.token_ids)
-            sequence.slot = self._free_slots.pop()
-            self.running.append(sequence)
-            for _ in range(needed):
-                block = self.pool.take()
-                assert block is not None, "one sequence alone always has room"
-                sequence.blocks.append(block)
+
+    def _reserve(self, sequence: Sequence) -> bool:
+        """Whether `sequence` has blocks for all of its tokens now; else it has none."""
+        sequence.adopt(self.pool)
+        needed = sequence.num_blocks(len(sequence.token_ids), self.pool.block_tokens)
+        # Each running sequence may soon want one more block; an admission that takes it would be undone at once.
+        if self.running and needed + len(self.running) > self.pool.num_available:
+            sequence.drop_blocks(self.pool)
+            if not sequence.num_preemptions:
+                sequence.num_cached_tokens = 0
+            return False
+        for _ in range(needed):
+            block = self.pool.take()
+            assert block is not None, "one sequence alone always has room"
+            sequence.blocks.append(block)
+        return True
 
     def _extend(self, sequence: Sequence) -> bool:
         """Whether the pending token has a block now; else the sequence itself had to make room."""
@@ -210,11 +217,21 @@ class Scheduler:
         victim.num_preemptions += 1
         self.num_preemptions += 1
         self._stop(victim)
-        self.waiting.appendleft(victim)
-        self.num_waiting_tokens += len(victim.token_ids)
+        self.waiting.put_back(victim)
 
     def _stop(self, sequence: Sequence) -> None:
         sequence.drop_blocks(self.pool)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
         self.running.remove(sequence)
+
+
+def _by_turns(sequences: Items[Sequence]) -> list[Sequence]:
+    """Return the first sequence of each owner, then the second of each, and so on."""
+    seen: Counter[object] = Counter()
+    places = []
+    for sequence in sequences:
+        places.append(seen[sequence.owner])
+        seen[sequence.owner] += 1
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return [sequences[i] for i in order]

@@ -6,11 +6,11 @@ Left out: which sequence runs when (`scheduler.py`) and how a token is chosen (`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +113,13 @@ class TokenLogprob:
     top: tuple[TokenLogprob, ...] = ()
 
 
+class Owner(NamedTuple):
+    """Whom a sequence counts for, so that each gets its turn: a client, and one of its requests."""
+
+    client: Hashable = None
+    request: Hashable = None
+
+
 @dataclass
 class Timings:
     """Moments of one request, in seconds of `time.perf_counter`; None while they have not come."""
@@ -129,8 +136,11 @@ class Sequence:
     Only the engine writes to it. `token_ids` are prompt and reply; everything else that can be derived is.
     """
 
-    def __init__(self, request: Request, *, ending: Ending, max_new_tokens: int, vocab_size: int) -> None:
+    def __init__(
+        self, request: Request, owner: Owner | None = None, *, ending: Ending, max_new_tokens: int, vocab_size: int
+    ) -> None:
         self.request = request
+        self.owner = owner or Owner()
         self.ending = ending
         self.max_new_tokens = max_new_tokens
         self.generator = request.sampler.generator()

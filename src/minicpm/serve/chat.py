@@ -33,7 +33,7 @@ async def chat(service: Service, request: HttpRequest) -> Response:
     tools = chosen_tools(fields)
     prompt = await service.compute(request, lambda: _encode(service, fields, tools))
     requests = await _requests(service, fields, tools, prompt)
-    group = service.submit(requests)
+    group = service.submit(request, requests)
     if fields.stream:
         includes_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         stream = ChatStream(service, group, has_tools=bool(tools), includes_usage=includes_usage)

@@ -35,7 +35,7 @@ async def complete(service: Service, request: HttpRequest) -> Response:
     _check(service, fields)
     prompts = await encode_prompts(service, request, fields.prompt)
     service.limit("n times prompts", len(prompts) * (fields.n or 1), service.caps.choices)
-    group = service.submit(await _requests(service, fields, prompts))
+    group = service.submit(request, await _requests(service, fields, prompts))
     echoes = [_echo(service, fields, prompt) for prompt in prompts for _ in range(fields.n or 1)]
     if fields.stream:
         return EventStream(service, request, group, _stream(service, fields, group, echoes, len(prompts)))

@@ -30,7 +30,7 @@ async def embed(service: Service, request: HttpRequest) -> Response:
     prompts = await encode_prompts(service, request, fields.input)
     if not all(prompts):
         raise ApiError(400, "a text to embed must not be empty", param="input")
-    group = service.submit([Request(prompt, max_new_tokens=0, pooling="mean") for prompt in prompts])
+    group = service.submit(request, [Request(prompt, max_new_tokens=0, pooling="mean") for prompt in prompts])
     await service.answer(request, group)
     data = []
     for index, sequence in enumerate(group.sequences):

@@ -6,12 +6,13 @@ Left out: what is asked and how it is answered (the routes).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
-from minicpm.engine import Engine, Event, Request, Sequence
+from minicpm.engine import Engine, Event, Owner, Request, Sequence
 from minicpm.errors import EngineError, MiniCPMError
 
 _log = logging.getLogger("minicpm.serve")
@@ -71,6 +72,7 @@ class EngineThread:
         self.engine = engine
         self._on_finish = on_finish
         self._groups: dict[Sequence, Group] = {}
+        self._numbers = itertools.count()
         self._wake = threading.Event()
         self._is_sound = threading.Event()
         self._is_closed = False
@@ -87,17 +89,18 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def submit(self, requests: Iterable[Request]) -> Group:
-        """Add all of `requests`, or none.
+    def submit(self, requests: Iterable[Request], client: Hashable = None) -> Group:
+        """Add all of `requests`, which `client` asks for at once, or none; clients take turns, and calls of each.
 
         Raises:
             EngineError: one does not fit the context.
             QueueFullError: too much waits already.
         """
         sequences: list[Sequence] = []
+        owner = Owner(client, next(self._numbers))
         try:
             for request in requests:
-                sequences.append(self.engine.add(request))
+                sequences.append(self.engine.add(request, owner))
         except MiniCPMError:
             self._abandon(sequences)
             raise

@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import MutableMapping
+from collections.abc import Hashable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,8 @@ from minicpm.serve.api_error import ApiError
 from minicpm.serve.settings import ServeSettings
 
 OPEN_PATHS = frozenset({"/health"})
+# Where a request's scope says who asks: the number of the key that was given, or an address.
+CLIENT = "minicpm.client"
 _PROTECTION = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -34,6 +36,10 @@ _PROTECTION = [
         b"connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
 ]
+_BEARER = (b"www-authenticate", b"Bearer")
+# In a header of its own: of two in one, Chromium reads the first only. Only for who opens a page: where a script of the
+# page is refused, the page asks for the key.
+_BASIC = (b"www-authenticate", b'Basic realm="minicpm: any name, the API key as the password"')
 # After a refusal a client may still be sending; cut off, it would never read the answer.
 _DRAINED_BODIES, _DRAIN_SECONDS = 8, 5.0
 
@@ -69,12 +75,13 @@ class Guard:
         try:
             headers = _headers(scope)
             self._check_host(headers)
-            self._check_key(scope, headers)
+            scope[CLIENT] = self._check_key(scope, headers)
             self._check_origin(scope, headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 receive = await self._read_body(headers, incoming)
         except ApiError as error:
-            await self._refuse(error, incoming, protected)
+            challenges = [_BASIC, _BEARER] if _opens_page(scope) else [_BEARER]
+            await self._refuse(error, challenges if error.status == 401 else [], incoming, protected)
             return
         await self._app(scope, receive, protected)
 
@@ -88,17 +95,20 @@ class Guard:
                 code="host_not_allowed",
             )
 
-    def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
+    def _check_key(self, scope: Scope, headers: dict[str, str]) -> Hashable:
+        """Return who asks."""
         if not self._keys or scope["path"] in OPEN_PATHS:
-            return
+            return scope["client"][0] if scope["client"] else None
         given = _digest(_given_key(headers.get("authorization", "")))
-        if not any(hmac.compare_digest(given, key) for key in self._keys):
+        # All are compared, so that the time tells nothing.
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        if not any(matches):
             raise ApiError(
                 401,
                 "no valid API key was given; send the header `Authorization: Bearer KEY`",
                 code="invalid_api_key",
-                headers={"www-authenticate": 'Bearer, Basic realm="minicpm: any name, the API key as the password"'},
             )
+        return matches.index(True)
 
     def _check_origin(self, scope: Scope, headers: dict[str, str]) -> None:
         origin = headers.get("origin")
@@ -142,9 +152,12 @@ class Guard:
 
         return replay
 
-    async def _refuse(self, error: ApiError, incoming: _Incoming, send: Send) -> None:
+    async def _refuse(
+        self, error: ApiError, challenges: list[tuple[bytes, bytes]], incoming: _Incoming, send: Send
+    ) -> None:
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+        headers += challenges
         body = error.encode()
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -185,6 +198,10 @@ def _headers(scope: Scope) -> dict[str, str]:
             raise ApiError(400, f"the header {key} stands there twice", code="invalid_header")
         found[key] = value.decode("latin-1")
     return found
+
+
+def _opens_page(scope: Scope) -> bool:
+    return any(name.lower() == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
 def _host_name(host: str) -> str:

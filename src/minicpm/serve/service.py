@@ -19,6 +19,7 @@ from minicpm.serve.api_error import ApiError, from_engine, from_failure
 from minicpm.serve.engine_thread import EngineThread, Group
 from minicpm.serve.fields import Fields, SamplingFields
 from minicpm.serve.grammars import Grammars
+from minicpm.serve.guard import CLIENT
 from minicpm.serve.metrics import Metrics
 from minicpm.serve.settings import ServeSettings
 
@@ -92,14 +93,14 @@ class Service:
         except MiniCPMError as error:
             raise from_engine(error) from error
 
-    def submit(self, requests: Sequence[Request]) -> Group:
-        """Have `requests` answered.
+    def submit(self, asked: HttpRequest, requests: Sequence[Request]) -> Group:
+        """Have `requests`, all that `asked` wants, answered.
 
         Raises:
             ApiError: one is at fault, or too much waits.
         """
         try:
-            return self.engine.submit(requests)
+            return self.engine.submit(requests, asked.scope[CLIENT])
         except MiniCPMError as error:
             self.metrics.count_refusal(error)
             raise from_engine(error, self.metrics.retry_seconds()) from error

@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 
 from minicpm.engine.cache import BlockPool
 from minicpm.engine.scheduler import Limits, QueueFullError, Scheduler
-from minicpm.engine.sequence import Request, Sequence
+from minicpm.engine.sequence import Owner, Request, Sequence
 from minicpm.engine.stopping import Ending
 
 BLOCK = 4
 
 
-def sequence_of(prompt: list[int], **options: Any) -> Sequence:
+def sequence_of(prompt: list[int], *, owner: Owner | None = None, **options: Any) -> Sequence:
     ending = Ending(None, end_ids=frozenset(), stops=(), max_new_tokens=100)
-    return Sequence(Request(prompt, **options), ending=ending, max_new_tokens=100, vocab_size=1000)
+    request = Request(prompt, **options)
+    return Sequence(request, owner, ending=ending, max_new_tokens=100, vocab_size=1000)
 
 
 def scheduler_of(num_blocks: int = 64, **limits: int) -> Scheduler:
@@ -145,6 +146,77 @@ def test_the_queue_is_bounded_by_requests_and_by_tokens() -> None:
     scheduler.add(sequence_of([1]))
 
 
+def many(count: int, owner: Owner, start: int) -> list[Sequence]:
+    return [sequence_of(numbers(6, start + 10 * i), owner=owner) for i in range(count)]
+
+
+def test_a_small_request_does_not_wait_for_all_of_an_earlier_big_one() -> None:
+    scheduler = scheduler_of(max_parallel=4)
+    big, small, smaller = many(9, Owner("a", 1), 0), many(2, Owner("a", 2), 200), many(1, Owner("a", 3), 300)
+    for sequence in big:
+        scheduler.add(sequence)
+    run_step(scheduler)
+    assert scheduler.running == big[:4]
+    for sequence in (*small, *smaller):
+        scheduler.add(sequence)
+    # The last of the big one make room, one for each who has less, until all have as good as the same.
+    run_step(scheduler)
+    assert scheduler.running == [big[0], big[1], small[0], smaller[0]]
+    assert [s.num_preemptions for s in big[:4]] == [0, 0, 1, 1]
+    for _ in range(5):
+        run_step(scheduler)
+    assert scheduler.num_preemptions == 2
+    # Those who made room come before the rest of their request, and what they had computed is still there.
+    scheduler.remove(smaller[0])
+    run_step(scheduler)
+    assert scheduler.running[-1] is small[1]
+    for sequence in small:
+        scheduler.remove(sequence)
+    run_step(scheduler)
+    assert scheduler.running == big[:4]
+    assert scheduler.num_preemptions == 2
+
+
+def test_one_at_a_time_requests_take_turns() -> None:
+    scheduler = scheduler_of(max_parallel=1)
+    big, small, last = many(3, Owner("a", 1), 0), many(2, Owner("a", 2), 100), many(1, Owner("a", 3), 200)
+    for sequence in (*big, *small, *last):
+        scheduler.add(sequence)
+    order = []
+    while scheduler.has_work:
+        run_step(scheduler)
+        order.append(scheduler.running[0])
+        scheduler.remove(order[-1])
+    assert order == [big[0], small[0], last[0], big[1], small[1], big[2]]
+
+
+def test_a_client_with_many_requests_counts_as_one() -> None:
+    scheduler = scheduler_of(max_parallel=4)
+    busy = [many(1, Owner("busy", i), 10 * i)[0] for i in range(8)]
+    for sequence in busy:
+        scheduler.add(sequence)
+    run_step(scheduler)
+    others = many(3, Owner("other", 0), 500)
+    for sequence in others:
+        scheduler.add(sequence)
+    run_step(scheduler)
+    assert set(scheduler.running) == {*busy[:2], *others[:2]}
+    scheduler.remove(others[0])
+    run_step(scheduler)
+    assert set(scheduler.running) == {*busy[:2], *others[1:]}
+
+
+def test_the_first_prompt_of_each_request_is_read_before_the_second_of_any() -> None:
+    scheduler = scheduler_of(num_blocks=128, max_step_tokens=16)
+    long = [sequence_of(numbers(100, 200 * i), owner=Owner("a", 1)) for i in range(3)]
+    short = sequence_of(numbers(4, 900), owner=Owner("a", 2))
+    for sequence in (*long, short):
+        scheduler.add(sequence)
+    plan = run_step(scheduler)
+    assert list(plan)[:2] == [long[0], short]
+    assert plan[short] == 4
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_everything_finishes_and_nothing_is_lost(data: st.DataObject) -> None:
@@ -158,7 +230,11 @@ def test_everything_finishes_and_nothing_is_lost(data: st.DataObject) -> None:
     scheduler = Scheduler(BlockPool(num_blocks, BLOCK), limits)
     lengths = data.draw(st.lists(st.tuples(st.integers(1, 14), st.integers(1, 6), st.booleans()), max_size=8))
     # Prompts that begin alike, so that sharing, waiting for each other and preemption all meet.
-    goals = {sequence_of(numbers(n), prompt_logprobs=0 if scored else None): n + new for n, new, scored in lengths}
+    owners = st.builds(Owner, st.integers(0, 1), st.integers(0, 1))
+    goals = {
+        sequence_of(numbers(n), owner=data.draw(owners), prompt_logprobs=0 if scored else None): n + new
+        for n, new, scored in lengths
+    }
     for sequence in goals:
         scheduler.add(sequence)
     for _ in range(2000):
@@ -177,4 +253,5 @@ def test_everything_finishes_and_nothing_is_lost(data: st.DataObject) -> None:
                 scheduler.remove(sequence)
     assert not scheduler.has_work
     assert scheduler.pool.num_held == 0
-    assert scheduler.num_waiting_tokens == 0
+    assert (len(scheduler.waiting), scheduler.waiting.num_tokens) == (0, 0)
+    assert not any(scheduler.waiting._num_running.values())
