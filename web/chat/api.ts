@@ -14,7 +14,8 @@ export class Refused extends Error {
 async function ask(path: string, key: string, init: RequestInit = {}): Promise<Response> {
   const headers: Record<string, string> = key ? { authorization: `Bearer ${key}` } : {};
   if (init.body) headers["content-type"] = "application/json";
-  const response = await fetch(path, { ...init, headers });
+  // With a key of its own the browser must not ask for another one.
+  const response = await fetch(path, { ...init, headers, credentials: key ? "omit" : "same-origin" });
   if (response.ok) return response;
   const body = (await response.json().catch(() => null)) as { error?: { message?: string } } | null;
   throw new Refused(response.status, body?.error?.message ?? `HTTP ${response.status}`);

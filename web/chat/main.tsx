@@ -22,17 +22,16 @@ function App() {
   const [draft, setDraft] = useState("");
   const [trouble, setTrouble] = useState("");
   const list = useRef<HTMLDivElement>(null);
-  const talk = useConversations(w, (error) => {
-    if (error instanceof Refused && error.status === 401) setNeedsKey(true);
-    setTrouble(error ? `${w.failed}: ${error.message}` : "");
-  });
+  const tell = (error: Error | null) => {
+    const isKey = error instanceof Refused && error.status === 401;
+    if (isKey) setNeedsKey(true);
+    setTrouble(!error || (isKey && !key) ? "" : isKey ? w.keyWrong : `${w.failed}: ${error.message}`);
+  };
+  const talk = useConversations(w, tell);
 
   useEffect(() => { document.title = w.title; }, [w]);
   useEffect(() => {
-    models(key).then((found) => { setModel(found[0] ?? null); setTrouble(""); }).catch((error: Error) => {
-      if (error instanceof Refused && error.status === 401) setNeedsKey(true);
-      else setTrouble(`${w.failed}: ${error.message}`);
-    });
+    models(key).then((found) => { setModel(found[0] ?? null); setTrouble(""); }).catch(tell);
   }, [key]);
   const turns = talk.current.turns;
   useEffect(() => {

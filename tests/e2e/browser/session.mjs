@@ -8,13 +8,15 @@ const axe = require("axe-core");
 const seen = { foreign: [], errors: [], axe: [] };
 const browser = await browserType.launch({ executablePath: chromium, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 
-export async function open(options = {}) {
+// `prepare` is given the page before it loads anything.
+export async function open(options = {}, prepare = async () => {}) {
   const context = await browser.newContext({ viewport: { width: 1200, height: 900 }, locale: "en-GB", ...options });
   const page = await context.newPage();
   page.setDefaultTimeout(60_000);
   page.on("request", (r) => { if (!r.url().startsWith(url) && !r.url().startsWith("data:")) seen.foreign.push(r.url()); });
   page.on("console", (m) => { if (m.type() === "error") seen.errors.push(m.text()); });
   page.on("pageerror", (e) => seen.errors.push(String(e)));
+  await prepare(page);
   await page.goto(url);
   return page;
 }

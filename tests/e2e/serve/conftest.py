@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,10 +53,31 @@ class Server:
             time.sleep(0.02)
 
 
-@contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[Server]:
+# A server whose bounds on seconds are short enough for a test; a user cannot set them.
+_WITH_CAPS = """
+import json, sys
+import minicpm
+from minicpm.serve import ServeSettings, run_server
+from minicpm.serve.settings import Caps
+
+settings = ServeSettings("smollm2", port=0, caps=Caps(**json.loads(sys.argv[1])))
+with minicpm.load("smollm2", context_length=1024, max_parallel=2) as model:
+    run_server(model, settings, lambda url: print(url, file=sys.stderr, flush=True))
+"""
+
+
+def running(*arguments: str, **environment: str) -> AbstractContextManager[Server]:
     """A server on a free port; it is told to end, and must end well."""
-    command = [sys.executable, "-m", "minicpm", "serve", "smollm2", "--port", "0", *arguments]
+    return _run([sys.executable, "-m", "minicpm", "serve", "smollm2", "--port", "0", *arguments], environment)
+
+
+def running_with(**caps: float) -> AbstractContextManager[Server]:
+    """The same with other caps."""
+    return _run([sys.executable, "-c", _WITH_CAPS, json.dumps(caps)], {})
+
+
+@contextmanager
+def _run(command: list[str], environment: dict[str, str]) -> Iterator[Server]:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     )

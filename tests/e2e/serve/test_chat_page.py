@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.browser_session import browse
-from tests.e2e.serve.conftest import Server
+from tests.e2e.serve.conftest import Running, Server
 
 
 @pytest.mark.slow
@@ -47,3 +47,23 @@ def test_the_page(server: Server, tmp_path: Path) -> None:
     # The key stays in the tab.
     assert seen["keyed"] == [False, True]
     server.wait_until_idle()
+
+
+@pytest.mark.slow
+def test_the_page_behind_a_key(start: Running, tmp_path: Path) -> None:
+    key = "correct-horse-battery"
+    with start("--ctx", "512", MINICPM_API_KEY=key) as server:
+        seen = browse("key", server.url, tmp_path, key)
+    assert (seen["refused"], seen["opened"]) == (401, 200)
+    assert "no valid API key" in seen["refusal"]
+    assert seen["reply"]
+    assert seen["asked"] == 0
+    assert seen["keptByBrowser"] == [False, False]
+    assert (seen["silent"], seen["alerts"]) == (0, 0)
+    assert "refused this key" in seen["wrong"]
+    assert seen["ownReply"]
+    # In the tab's store and nowhere else.
+    assert seen["kept"] == [False, True]
+    assert seen["remembered"]
+    assert seen["other"] == 0
+    assert seen["foreign"] == []

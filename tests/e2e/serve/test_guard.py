@@ -64,7 +64,10 @@ def test_every_route_but_health_asks_for_the_key(locked: Server, path: str) -> N
             assert answer.status_code == 200
         else:
             failed(answer, 401, "invalid_api_key")
-            assert "Bearer" in answer.headers["www-authenticate"]
+            assert answer.headers["www-authenticate"] == "Bearer"
+            # A browser that opens an address asks its user for a name and a password.
+            opened = locked.client.request(method, path, headers=headers | {"accept": "text/html"}, content="{}")
+            assert [value.split()[0] for value in opened.headers.get_list("www-authenticate")] == ["Basic", "Bearer"]
     for given in (f"Bearer {KEY}", f"bearer {KEY}", f"Basic {basic}"):
         answer = locked.client.request(
             method, path, headers={"authorization": given, "content-type": "application/json"}, content="{}"
