@@ -18,15 +18,13 @@ from typing import TypeAlias
 from minicpm.engine.scheduler import Chunk
 from minicpm.engine.sequence import Sequence, Speculation
 from minicpm.engine.speculation_draft import DraftModel
-from minicpm.engine.speculation_ngram import Trust
+from minicpm.engine.speculation_ngram import LEAST_CHANCE, Trust
 from minicpm.engine.speculation_times import StepTimes
 
 Opened: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 # Drafts of one sequence in one step; beyond so many rows a step of any kernel takes as long per row.
 LONGEST_DRAFT = 24
-# Drafts less likely than this are not worth weighing.
-_LEAST_CHANCE = 0.02
 # Drafts must promise so much more than a step without: looking them up is not in the times of steps, and chances err.
 _LEAST_GAIN = 1.08
 
@@ -61,7 +59,7 @@ def allot(proposals: Items[Proposal], num_rows: int, room: int, times: StepTimes
     ranked = sorted(((-chance, i) for i, p in enumerate(proposals) for chance in p.chances), key=lambda pair: pair[0])
     for place, (minus_chance, i) in enumerate(ranked[:room], 1):
         seconds = times.predict(num_rows + place)
-        if seconds is None or -minus_chance < _LEAST_CHANCE:
+        if seconds is None or -minus_chance < LEAST_CHANCE:
             break
         counts[i] += 1
         work -= minus_chance

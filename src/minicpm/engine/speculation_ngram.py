@@ -12,6 +12,8 @@ from collections.abc import Sequence as Items
 
 # Longer matches are all alike.
 LONGEST_MATCH = 16
+# Drafts less likely than this are not worth weighing.
+LEAST_CHANCE = 0.02
 # Earlier places with the same last two tokens that are looked at, newest first.
 _NUM_PLACES = 16
 # How often a match of 0, 1, … tokens foresaw the next one, in greedy replies of SmolLM2-135M to 50 prompts (passages
@@ -73,7 +75,7 @@ class Lookup:
     def draft(self, ids: Items[int], count: int, trust: Trust) -> tuple[list[int], list[float]]:
         """Return up to `count` foreseen tokens after `ids`, which were read, and how likely each is right.
 
-        A token counts as right when those before it are right too, so the numbers fall.
+        A token counts as right when those before it are right too, so the numbers fall; they end at `LEAST_CHANCE`.
         """
         tokens: list[int] = []
         chances: list[float] = []
@@ -81,6 +83,8 @@ class Lookup:
         if self._length:
             for i in range(count):
                 chance *= trust.rate(min(self._length + i, LONGEST_MATCH))
+                if chance < LEAST_CHANCE:
+                    break
                 place = self._place + i
                 # Beyond the end the sequence repeats itself, and so does the draft.
                 tokens.append(ids[place] if place < len(ids) else tokens[place - len(ids)])
