@@ -155,7 +155,7 @@ class Decoder {
     template <class Copy>
     void each_block_layer(std::span<const int32_t> blocks, const Copy& copy);
     Matrix& find_matrix(const std::string& name, int layer);
-    void order_sources();
+    void reserve_weights();
     void pack(const Source& source, bool is_alone);
     const Source& source_of(const Matrix& matrix) const;
     // As the kernel's `multiply` and as `unpack_row`, for matrices that are not packed, too.

@@ -75,12 +75,13 @@ void Decoder::add_matrix(const std::string& name, int layer, const BlockType& ty
     }
     Matrix& matrix = find_matrix(name, layer);
     matrix = {type.packing, rows, columns, nullptr};
-    sources_.push_back({&type, data, &matrix, is_file, interleaved_width});
+    // Copies first: they are packed at once.
+    const auto first_file = std::find_if(sources_.begin(), sources_.end(), [](const Source& s) { return s.is_file; });
+    sources_.insert(is_file ? sources_.end() : first_file, {&type, data, &matrix, is_file, interleaved_width});
 }
 
-// Copies first, and room for all in one piece.
-void Decoder::order_sources() {
-    std::stable_partition(sources_.begin(), sources_.end(), [](const Source& source) { return !source.is_file; });
+// Sets room aside for all in one piece.
+void Decoder::reserve_weights() {
     size_t bytes = 0;
     for (const Source& source : sources_) bytes += round_up(source.matrix->bytes(), 64);
     arena_.reserve(bytes);
@@ -88,7 +89,7 @@ void Decoder::order_sources() {
 
 void Decoder::pack_until_called() {
     const std::lock_guard lock(mutex_);
-    order_sources();
+    reserve_weights();
     auto next = sources_.begin();
     for (; next != sources_.end() && !is_called_.load(); ++next) pack(*next, true);
     sources_.erase(sources_.begin(), next);
@@ -97,7 +98,7 @@ void Decoder::pack_until_called() {
 bool Decoder::pack(double seconds) {
     const std::lock_guard lock(mutex_);
     const Clock::time_point begin = Clock::now();
-    order_sources();
+    reserve_weights();
     const auto is_over = [&] { return std::chrono::duration<double>(Clock::now() - begin).count() >= seconds; };
     auto next = sources_.begin();
     for (bool is_file_packed = false; next != sources_.end(); ++next) {
