@@ -18,7 +18,7 @@ from minicpm.engine import Engine, Limits, Request, Sampler, Sequence
 from minicpm.engine.decoder import Decoder
 from minicpm.engine.scheduler import Chunk
 from minicpm.engine.speculation import Proposal, Speculator, allot
-from minicpm.engine.speculation_ngram import LONGEST_MATCH, Lookup, Trust
+from minicpm.engine.speculation_ngram import LEAST_CHANCE, LONGEST_MATCH, Lookup, Trust
 from minicpm.engine.speculation_times import StepTimes
 from minicpm.errors import EngineError
 from minicpm.formats.weight import Weight
@@ -314,13 +314,16 @@ def test_reading_in_pieces_finds_a_place_that_ends_alike(ids: list[int], num_pro
     lookup, trust = Lookup(), Trust()
     for end in range(num_prompt, len(ids) + 1):
         lookup.read(ids[:end], num_prompt, trust)
-        tokens, _ = lookup.draft(ids[:end], count, trust)
+        tokens, chances = lookup.draft(ids[:end], count, trust)
+        assert len(tokens) == len(chances) <= count
+        assert all(chance >= LEAST_CHANCE for chance in chances)
         if ids[end - 1] not in ids[: end - 1]:
             assert tokens == []
-        elif count:
-            assert len(tokens) == count
+        elif count and tokens:
             # What is foreseen has followed the last token before.
             assert any(ids[i] == ids[end - 1] and ids[i + 1] == tokens[0] for i in range(end - 1))
+        elif count:
+            assert lookup._hits / lookup._expected * trust.rate(lookup._length) < LEAST_CHANCE
 
 
 def test_a_reply_that_repeats_nothing_is_found_out() -> None:
