@@ -57,6 +57,9 @@ def parser() -> Parser:
     verb.add_argument("--size", help="the same as a size of all tensors, like 1.5GB")
     verb.add_argument("--max-kl", type=float, metavar="NATS", help="write nothing if the mean KL is larger")
     verb.add_argument("--damping", type=float, default=0.01, help="of the Hessian (default: 0.01)")
+    verb.add_argument(
+        "--shrinkage", type=float, default=0.2, help="of correlations in the Hessian, 0 to 1 (default: 0.2)"
+    )
     verb.add_argument("--sweeps", type=int, default=2, help="of descent after error feedback (default: 2)")
     verb.add_argument("--seed", type=int, default=0, help="of the order of rows (default: 0)")
     verb.add_argument("--requantize", action="store_true", help="allow a source that is quantized itself")
@@ -69,11 +72,12 @@ def parser() -> Parser:
 
 def _add_texts(verb: Parser) -> None:
     verb.add_argument(
-        "--calibration", nargs="+", default=[], metavar="FILE",
-        help="conversations (put into the model's template) or text (default: Python's documentation, as questions)",
+        "--calibration", nargs="+", action="extend", default=[], metavar="FILE",
+        help="conversations (put into the model's template) or text; several fill as many windows each, and may be "
+        "given by several options (default: Python's documentation, as questions)",
     )  # fmt: skip
     verb.add_argument(
-        "--heldout", nargs="+", default=[], metavar="FILE",
+        "--heldout", nargs="+", action="extend", default=[], metavar="FILE",
         help="what the result is judged on (default: a quarter of the calibration's rows, kept apart)",
     )  # fmt: skip
     verb.add_argument("--windows", type=int, default=64, help="windows of calibration (default: 64)")
@@ -105,6 +109,7 @@ def run(options: argparse.Namespace) -> None:
         group_size=options.group_size,
         budget_bytes=_budget(options, source),
         damping=options.damping,
+        shrinkage=options.shrinkage,
         sweeps=options.sweeps,
         seed=options.seed,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from minicpm.quant.judge import Closeness, measure
 from minicpm.quant.layer import Method, RoundingSettings
 from minicpm.quant.model import ModelRounding, QuantizeSettings
 from minicpm.quant.precision import allot, folder_types, measure_sensitivity, tensor_bytes, uniform_types
-from minicpm.quant.windows import DEFAULT_SOURCE, Windows, check_rows, pack, read_token_rows, split_rows
+from minicpm.quant.windows import DEFAULT_SOURCE, Windows, check_rows, pack_evenly, read_token_rows, split_rows
 from minicpm.quant.work import WorkFolder
 
 Progress = Callable[[str, int, int], None]
@@ -47,7 +47,8 @@ class Recipe:
     Attributes:
         to: a key of `TARGETS` for a GGUF file, one of `FOLDERS` for a folder in that layout.
         method: one of `METHODS`; `awq` searches scales where `awq+gptq` feeds errors back.
-        calibration: files of conversations or text; none is questions about Python's library.
+        calibration: files of conversations or text, each filling as many windows; none is questions about Python's
+            library.
         heldout: what the result is judged on; none keeps a quarter of the calibration's rows apart.
         windows: of calibration.
         window_tokens: the length of each.
@@ -57,6 +58,7 @@ class Recipe:
         group_size: inputs that share a scale in a folder; None is the largest of 128, 64, 32 that divides every width.
         budget_bytes: of all tensors; finer types go where they help most. None keeps one type. Not for folders.
         damping: see `RoundingSettings`.
+        shrinkage: see `RoundingSettings`.
         sweeps: see `RoundingSettings`.
         seed: shuffles the rows.
     """
@@ -72,6 +74,7 @@ class Recipe:
     group_size: int | None = None
     budget_bytes: int | None = None
     damping: float = 0.01
+    shrinkage: float = 0.2
     sweeps: int = 2
     seed: int = 0
 
@@ -134,7 +137,7 @@ def quantize(
     plan = _plan(source, recipe, types, windows)
     work = WorkFolder(destination.with_name(f".{destination.name}.quantize"), plan)
     settings = QuantizeSettings(
-        RoundingSettings(_method(recipe), recipe.damping, recipe.sweeps), "awq" in recipe.method
+        RoundingSettings(_method(recipe), recipe.damping, recipe.shrinkage, recipe.sweeps), "awq" in recipe.method
     )
     rounding = ModelRounding(config, weights, types, settings, work)
     rounding.run(windows, progress)
@@ -164,15 +167,7 @@ def _check_recipe(recipe: Recipe, destination: Path) -> None:
         raise CheckpointError(f"{destination} exists already; name another, or remove it first")
     if recipe.to not in TARGETS and recipe.to not in FOLDERS:
         raise ConfigError(f"type {recipe.to!r} is not known; known: {', '.join((*TARGETS, *FOLDERS))}")
-    if recipe.to in FOLDERS and (recipe.embedding is not None or recipe.budget_bytes is not None):
-        raise ConfigError(
-            f"a {recipe.to} folder has one type and embeddings in fp16; budgets and --embedding are GGUF's"
-        )
-    if recipe.group_size is not None and (recipe.to not in FOLDERS or recipe.group_size not in GROUP_SIZES):
-        raise ConfigError(
-            f"group size {recipe.group_size} is not known for {recipe.to}; folders ({', '.join(FOLDERS)}) know "
-            f"{', '.join(map(str, GROUP_SIZES))}; blocks of GGUF have their own"
-        )
+    _check_layout(recipe)
     if recipe.method not in METHODS:
         raise ConfigError(f"method {recipe.method!r} is not known; known: {', '.join(METHODS)}")
     if recipe.embedding is not None and recipe.embedding not in (*TARGETS, "q6_k"):
@@ -182,25 +177,39 @@ def _check_recipe(recipe: Recipe, destination: Path) -> None:
             raise ConfigError(f"{name} must be at least 1, got {getattr(recipe, name)}")
     if not 0 < recipe.damping < 1:
         raise ConfigError(f"damping must be between 0 and 1, got {recipe.damping}")
+    if not 0 <= recipe.shrinkage <= 1:
+        raise ConfigError(f"shrinkage must be from 0 to 1, got {recipe.shrinkage}")
+
+
+def _check_layout(recipe: Recipe) -> None:
+    if recipe.to in FOLDERS and (recipe.embedding is not None or recipe.budget_bytes is not None):
+        raise ConfigError(
+            f"a {recipe.to} folder has one type and embeddings in fp16; budgets and --embedding are GGUF's"
+        )
+    if recipe.group_size is not None and (recipe.to not in FOLDERS or recipe.group_size not in GROUP_SIZES):
+        raise ConfigError(
+            f"group size {recipe.group_size} is not known for {recipe.to}; folders ({', '.join(FOLDERS)}) know "
+            f"{', '.join(map(str, GROUP_SIZES))}; blocks of GGUF have their own"
+        )
 
 
 def _texts(source: Source, recipe: Recipe) -> tuple[Windows, Windows]:
     """Return the windows of calibration and of judgement, of different rows."""
     length = min(recipe.window_tokens, source.checkpoint.config.max_position_embeddings)
     names = recipe.calibration or (DEFAULT_SOURCE,)
-    rows = [row for name in names for row in read_token_rows(source.tokenizer, name)]
-    origin = ", ".join(names)
-    check_rows(rows, origin)
+    texts = {name: read_token_rows(source.tokenizer, name) for name in names}
+    check_rows([row for rows in texts.values() for row in rows], ", ".join(names))
     share = 0.0 if recipe.heldout else HELDOUT_SHARE
-    rows, kept = split_rows(rows, recipe.seed, share)
-    windows = pack(rows, origin, length, recipe.windows)
-    if recipe.heldout:
-        origin = ", ".join(recipe.heldout)
-        kept = [row for name in recipe.heldout for row in read_token_rows(source.tokenizer, name)]
-        kept, _ = split_rows(kept, recipe.seed, 0.0)
-    else:
-        origin = f"{HELDOUT_SHARE:.0%} of the rows of {origin}, kept apart"
-    return windows, pack(kept, origin, length, recipe.heldout_windows)
+    used, kept = {}, {}
+    for name, rows in texts.items():
+        used[name], kept[name] = split_rows(rows, recipe.seed, share)
+    windows = pack_evenly(used, length, recipe.windows)
+    if not recipe.heldout:
+        heldout = pack_evenly(kept, length, recipe.heldout_windows)
+        origin = f"{HELDOUT_SHARE:.0%} of the rows of {heldout.origin}, kept apart"
+        return windows, replace(heldout, origin=origin)
+    kept = {name: split_rows(read_token_rows(source.tokenizer, name), recipe.seed, 0.0)[0] for name in recipe.heldout}
+    return windows, pack_evenly(kept, length, recipe.heldout_windows)
 
 
 def _types(source: Source, recipe: Recipe, windows: Windows, progress: Progress) -> dict[str, str]:

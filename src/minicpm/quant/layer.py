@@ -34,12 +34,18 @@ class RoundingSettings:
     Attributes:
         method: `nearest` sees no text; `search` weighs errors by the inputs' squares; `gptq` feeds errors back.
         damping: the share of the Hessian's mean diagonal that is added to it.
+        shrinkage: the share of the inputs' correlations that is not believed; see `damped`.
         sweeps: how often descent goes through a matrix after error feedback.
     """
 
     method: Method = "gptq"
     damping: float = 0.01
+    shrinkage: float = 0.2
     sweeps: int = 2
+
+    def inverse_factor(self, name: str, hessian: Tensor) -> Tensor:
+        """Return what `feed_back` needs of a Hessian (C, C)."""
+        return inverse_factor(name, hessian, self.damping, self.shrinkage)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def round_matrix(
         hessian: of its inputs, (C, C).
         block_type: a key of `GRIDS`, or a float type.
         settings: how.
-        upper: what `inverse_factor` gives for `hessian`, where it is known.
+        upper: what `settings.inverse_factor` gives for `hessian`, where it is known.
 
     Raises:
         CheckpointError: a Hessian or a weight that is not finite.
@@ -81,9 +87,9 @@ def round_matrix(
     elif settings.method == "search":
         weight = round_nearest(matrix, block_type, damped(hessian, settings.damping).diagonal()).to_weight()
     else:
-        upper = inverse_factor(name, hessian, settings.damping) if upper is None else upper
+        upper = settings.inverse_factor(name, hessian) if upper is None else upper
         rounded = feed_back(matrix, block_type, upper)
-        descend(matrix, damped(hessian, settings.damping), rounded, settings.sweeps)
+        descend(matrix, damped(hessian, settings.damping, settings.shrinkage), rounded, settings.sweeps)
         weight = rounded.to_weight()
     decoded = torch.from_numpy(weight.decode())
     if not decoded.isfinite().all():
@@ -130,7 +136,7 @@ class LayerRounding:
         hessian = second_moment(inputs)
         upper = None
         if self.settings.method == "gptq":
-            upper = inverse_factor(f"{self.name}.{names[0]}", hessian, self.settings.damping)
+            upper = self.settings.inverse_factor(f"{self.name}.{names[0]}", hessian)
         for name in names:
             linear = self.layer.get_submodule(name)
             assert isinstance(linear, nn.Linear)

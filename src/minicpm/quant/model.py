@@ -17,7 +17,6 @@ from minicpm.formats.weight import Weight
 from minicpm.model.layers import DecoderLayer
 from minicpm.quant.awq import fold_layer
 from minicpm.quant.layer import PROJECTIONS, LayerRounding, RoundingSettings, round_matrix, second_moment
-from minicpm.quant.rounding import inverse_factor
 from minicpm.quant.stream import Context, Weights, embed, final_states, layer_names, load_layer, run_layer
 from minicpm.quant.windows import Windows
 from minicpm.quant.work import WorkFolder
@@ -119,7 +118,7 @@ class ModelRounding:
         if weight.block_type == block_type:
             return weight, 0.0
         settings = self.settings.rounding
-        upper = inverse_factor(name, hessian, settings.damping) if settings.method == "gptq" else None
+        upper = settings.inverse_factor(name, hessian) if settings.method == "gptq" else None
         parts = [
             round_matrix(
                 name, torch.from_numpy(weight.decode_rows(start, start + _HEAD_ROWS)), hessian, block_type, settings,

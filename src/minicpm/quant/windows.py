@@ -8,7 +8,7 @@ What this leaves out: the layouts in which people keep conversations (`minicpm.d
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -136,3 +136,22 @@ def pack(rows: Sequence[list[int]], origin: str, length: int, num_windows: int) 
     count = min(num_windows, len(ids) // length)
     shape, end = (count, length), count * length
     return Windows(torch.tensor(ids[:end]).view(shape), torch.tensor(document_ids[:end]).view(shape), num_used, origin)
+
+
+def pack_evenly(texts: Mapping[str, Sequence[list[int]]], length: int, num_windows: int) -> Windows:
+    """Return windows of several texts' rows, by name: each text fills as many, as far as its rows reach.
+
+    Raises:
+        DataError: a text without a token to score, or more texts than windows.
+    """
+    if len(texts) > num_windows:
+        raise DataError(f"{len(texts)} texts do not fit {num_windows} windows; allow at least one for each")
+    shares = [num_windows // len(texts) + (index < num_windows % len(texts)) for index in range(len(texts))]
+    packed = [pack(rows, name, length, share) for (name, rows), share in zip(texts.items(), shares, strict=True)]
+    length = min(windows.ids.shape[1] for windows in packed)
+    return Windows(
+        torch.cat([windows.ids[:, :length] for windows in packed]),
+        torch.cat([windows.document_ids[:, :length] for windows in packed]),
+        sum(windows.num_rows for windows in packed),
+        ", ".join(texts),
+    )

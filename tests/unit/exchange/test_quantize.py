@@ -24,7 +24,7 @@ from minicpm.formats.weight_map import WeightEntry
 from minicpm.model.loading import load_model
 from minicpm.quant.judge import final_hidden, head_matrix
 from minicpm.quant.precision import tensor_bytes, uniform_types
-from minicpm.quant.windows import read_token_rows
+from minicpm.quant.windows import pack, read_token_rows
 from minicpm.tokenizer import Tokenizer
 
 WORDS = ["The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "it", "is", "already", "2024"]
@@ -134,7 +134,7 @@ def test_scaled_inputs_leave_the_function_as_it_was(tmp_path: Path, write_minicp
 def test_streaming_is_the_model(write_minicpm: FolderWriter, chat: Path) -> None:
     checkpoint = open_checkpoint(write_minicpm())
     tokenizer = Tokenizer.from_folder(checkpoint.path)
-    windows = module.pack(read_token_rows(tokenizer, str(chat)), "chat", 64, 3)
+    windows = pack(read_token_rows(tokenizer, str(chat)), "chat", 64, 3)
     states = final_hidden(checkpoint.config, checkpoint.weights, windows)
     logits = states @ head_matrix(checkpoint.config, checkpoint.weights).T
     model = load_model(checkpoint.config, checkpoint.weights, dtype=torch.float32)
@@ -178,6 +178,26 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, write_mini
     assert (tmp_path / "q.gguf").read_bytes() == whole
 
 
+def test_several_texts_fill_as_many_windows_each(tmp_path: Path, write_minicpm: FolderWriter, chat: Path) -> None:
+    tokenizer = Tokenizer.from_folder(write_minicpm())
+    texts = {"long": read_token_rows(tokenizer, str(chat)), "short": read_token_rows(tokenizer, str(chat))[:40]}
+    windows = module.pack_evenly(texts, 64, 7)
+    assert windows.ids.shape == (7, 64)
+    assert windows.origin == "long, short"
+    for name, start, stop in (("long", 0, 4), ("short", 4, 7)):
+        alone = pack(texts[name], name, 64, stop - start)
+        torch.testing.assert_close(windows.ids[start:stop], alone.ids)
+        torch.testing.assert_close(windows.document_ids[start:stop], alone.document_ids)
+    with pytest.raises(DataError, match="2 texts do not fit 1 windows"):
+        module.pack_evenly(texts, 64, 1)
+    second = tmp_path / "second.jsonl"
+    second.write_text(chat.read_text())
+    words = ["quantize", str(tmp_path / "source"), str(tmp_path / "q.gguf"), "--to", "q4_0", "--windows", "4"]
+    words += ["--calibration", str(chat), "--calibration", str(second), "--heldout-windows", "2"]
+    assert run([*words, "--report", str(tmp_path / "report.json")]) == 0
+    assert str(second) in json.loads((tmp_path / "report.json").read_text())["heldout"]
+
+
 def test_finer_types_fill_a_budget(
     tmp_path: Path, write_minicpm: FolderWriter, tiny_config: ModelConfig, chat: Path
 ) -> None:
@@ -214,6 +234,7 @@ def test_the_2b_shape_fits_the_bar_with_its_embedding_quantized() -> None:
         ({"to": "awq", "group_size": 48}, ConfigError, "group size 48 is not known for awq"),
         ({"group_size": 32}, ConfigError, "group size 32 is not known for q4_0"),
         ({"to": "gptq", "embedding": "q8_0"}, ConfigError, "a gptq folder has one type"),
+        ({"shrinkage": 1.5}, ConfigError, "shrinkage must be from 0 to 1, got 1.5"),
         ({"damping": 0.0}, ConfigError, "damping must be between 0 and 1"),
         ({"calibration": ("nowhere.jsonl",)}, DataError, "nowhere.jsonl does not exist"),
     ],

@@ -92,3 +92,14 @@ def test_what_is_not_finite_is_named(matrix: torch.Tensor, hessian: torch.Tensor
     matrix[0, 0] = torch.inf
     with pytest.raises(CheckpointError, match="m holds NaN or infinity"):
         round_matrix("m", matrix, hessian, "Q4_0", RoundingSettings())
+
+
+def test_shrinkage_takes_correlations_and_leaves_mean_squares(matrix: torch.Tensor, hessian: torch.Tensor) -> None:
+    shrunk = damped(hessian, 0.01, 0.3)
+    off = ~torch.eye(COLUMNS, dtype=torch.bool)
+    torch.testing.assert_close(shrunk[off], 0.7 * hessian[off])
+    torch.testing.assert_close(shrunk.diagonal(), damped(hessian, 0.01).diagonal())
+    # Of inputs that are not correlated nothing is left to feed errors back into.
+    alone = feed_back(matrix, "Q4_0", inverse_factor("m", hessian, 0.01, 1.0))
+    searched = round_nearest(matrix, "Q4_0", damped(hessian, 0.01).diagonal())
+    np.testing.assert_array_equal(alone.to_weight().data, searched.to_weight().data)
