@@ -53,7 +53,7 @@ class BackgroundWriter:
         self._writer.close()
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, AttributeError):  # not every system knows threads' priorities
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while (item := self._queue.get()) is not None:
             facts, weights = item

@@ -74,7 +74,7 @@ def step_folder(name: StepName) -> Path:
     # The manifest's hash says which weights; the tokenizer comes from what the history is of.
     target = shelf / f"{snapshot.row.manifest_sha256[:20]}-{history.catalogue.about_sha256[:8]}-{name.precision}"
     if target.is_dir():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a cache that cannot be written can still be read
             os.utime(target)
         return target
     from minicpm.history.model_folder import write_model_folder
@@ -99,7 +99,7 @@ def open_history(run: str) -> History:
 
 def _make_room(shelf: Path) -> None:
     """Keep the cache from growing: of what was written out, the newest few stay."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # there is none yet, or another process clears it too
         old = sorted((p for p in shelf.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
         for path in old[_NUM_KEPT - 1 :]:
             shutil.rmtree(path, ignore_errors=True)

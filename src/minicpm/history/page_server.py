@@ -104,7 +104,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
             self._tell(422, {"error": str(error)})
         except ConnectionError:
             self.close_connection = True
-        except Exception:
+        except Exception:  # no request may end the server, nor see its insides
             _log.exception("%s failed", asked.path)
             self._tell(500, {"error": "this failed; the server's log says why"})
 

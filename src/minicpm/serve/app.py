@@ -81,8 +81,8 @@ def create_app(model: LanguageModel, settings: ServeSettings) -> ASGIApp:
         )
     app.add_exception_handler(ApiError, _answer_error)  # type: ignore[arg-type]  # called with this class only
     app.add_exception_handler(HTTPException, _answer_http_error)  # type: ignore[arg-type]  # the same
-    # FastAPI's documented way to describe an API oneself.
-    app.openapi = functools.cache(functools.partial(_describe, app, bool(settings.api_keys)))  # type: ignore[method-assign]
+    describe = functools.cache(functools.partial(_describe, app, bool(settings.api_keys)))
+    app.openapi = describe  # type: ignore[method-assign]  # FastAPI's documented way to describe an API oneself
     guarded: ASGIApp = Guard(app, settings)
     if settings.allowed_origins:
         headers = ["authorization", "content-type"]

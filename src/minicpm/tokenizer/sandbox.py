@@ -138,7 +138,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return lambda *args, **kwargs: filters.format_braces(self, pattern, args, kwargs)
         return None
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, RUF100
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, RUF100 -- Jinja's names
         """Any call in a template: one step, and a check of methods whose result can grow."""
         self = __self
         self.budget.spend()

@@ -108,7 +108,7 @@ class ChatTemplate:
                 return rendered
         except MiniCPMError:
             raise
-        except Exception as error:
+        except Exception as error:  # a template is a program of someone else's and may raise anything
             raise FormatError(
                 f"the chat template fails{_where(error)}: {type(error).__name__}: {_one_line(error)}"
             ) from error

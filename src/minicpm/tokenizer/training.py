@@ -165,7 +165,7 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         try:
             yield from self._cut()
-        except Exception as error:
+        except Exception as error:  # the trainer, which draws from here, hides it from its caller
             self.error = error
             raise
 

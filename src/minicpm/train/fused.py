@@ -110,8 +110,8 @@ def decoder_layer(
     v = project(attention.v_proj, x).view(split).transpose(1, 2)  # (B, K, T, D)
     if attention.is_grouped:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    # torch gives `apply` no types.
-    out: Tensor = _Attention.apply(q, k, v, mask, starts, attention.scale, is_widened)  # type: ignore[no-untyped-call]
+    rest = (mask, starts, attention.scale, is_widened)
+    out: Tensor = _Attention.apply(q, k, v, *rest)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
     merged = project(attention.o_proj, out.transpose(1, 2).reshape(batch, length, -1))
     h = h + merged * layer.residual_scale
     x = layer.post_attention_layernorm(h)

@@ -65,7 +65,8 @@ class _Twice(torch.autograd.Function):
         ctx.room, ctx.run = room, lambda h: forward(layer, h, *rest)
         # With a graph, so that compiled code is the same both times; it is gone when this returns.
         with torch.enable_grad():
-            return ctx.run(h.detach().requires_grad_()).detach()  # type: ignore[no-any-return]
+            result: Tensor = ctx.run(h.detach().requires_grad_())
+            return result.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

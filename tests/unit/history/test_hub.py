@@ -58,7 +58,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 def send(source: History, steps: list[int], precision: str = "exact") -> int:
     with contextlib.closing(open_destination(URL)) as destination:
-        return publish(source, destination, steps, "tiny", precision=precision)  # type: ignore[arg-type]
+        return publish(source, destination, steps, "tiny", precision=precision)
 
 
 def check_every_commit(hub: HubServer, folder: Path) -> list[list[tuple[int, str]]]:
