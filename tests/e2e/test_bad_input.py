@@ -165,3 +165,23 @@ def test_a_file_in_the_place_of_the_cache(minicpm: Command, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     run = minicpm("pull", "smollm2", MINICPM_HOME=str(tmp_path / "file"))
     assert_one_line(run, "cannot", str(tmp_path / "file"), "MINICPM_HOME")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "configs/nano.toml"),
+        ("plan", "smollm2", "--gpu", "3090"),
+        ("pretrain", "configs/nano.toml"),
+        ("sft", "smollm2", "rows.jsonl"),
+        ("quantize", "smollm2", "out.gguf", "--to", "q4_0"),
+    ],
+)
+def test_verbs_that_train_say_what_to_install(arguments: tuple[str, ...]) -> None:
+    root = Path(__file__).parents[2]
+    hide = "import sys; sys.modules['torch'] = None; from minicpm.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", hide, *arguments], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        f"error: {arguments[0]} needs torch, which is not installed: pip install 'minicpm[train]'\n"
+    )

@@ -61,6 +61,11 @@ def run(arguments: list[str]) -> int:
         # Folded: whatever a message quotes, it stays one line.
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        sys.stderr.write(f"error: {arguments[0]} needs torch, which is not installed: pip install 'minicpm[train]'\n")
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
