@@ -93,18 +93,18 @@ def compare_neighbours(history: History, say: Say = lambda line: None) -> list[l
 
 def shade_stages(axes: Any, rows: Sequence[Row]) -> None:
     """Lay the stages behind what is drawn over the steps."""
-    # A checkpoint's stage is that of its last update, so each stretch has the colour of its end.
-    for before, after in itertools.pairwise(rows):
-        axes.axvspan(before.step, after.step, color=_COLOURS.get(after.stage, _OTHER_COLOUR), lw=0)
-    span = rows[-1].step - rows[0].step
+    begin, span = rows[0].step, rows[-1].step - rows[0].step
     for stage, group in itertools.groupby(rows, key=lambda row: row.stage):
-        steps = [row.step for row in group]
+        # A checkpoint's stage is that of its last update, so a stage begins where the one before it ended.
+        end = list(group)[-1].step
+        axes.axvspan(begin, end, color=_COLOURS.get(stage, _OTHER_COLOUR), lw=0)
         # A narrow one's name would lie over its neighbour's.
-        if steps[-1] - steps[0] >= _NAMED_SHARE * span:
+        if end - begin >= _NAMED_SHARE * span:
             axes.annotate(
-                stage, ((steps[0] + steps[-1]) / 2, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                stage, ((begin + end) / 2, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
                 textcoords="offset points", ha="center", fontsize=7, color="#666666",
             )  # fmt: skip
+        begin = end
 
 
 def _draw_losses(axes: Any, rows: Sequence[Row]) -> None:
