@@ -212,6 +212,7 @@ def test_the_first_loss_is_what_the_engine_evaluates(minicpm: Command, base: Pat
     assert first_loss(more) == pytest.approx(nats / tokens, abs=1e-3)
     lines = minicpm("history", "lineage", f"{more}@1").stdout.splitlines()
     assert [line.lstrip(" └─").partition(":")[0] for line in lines] == ["tiny", "learned@12", "more@1"]
+    assert minicpm("history", "lineage", str(more)).stdout.splitlines() == lines
     again = minicpm("pretrain", str(config), "--from", f"{learned}@12", *words, "--resume")
     assert again.returncode == 2
     assert "is complete" in again.stderr

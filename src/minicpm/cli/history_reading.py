@@ -236,7 +236,8 @@ def lineage_parser() -> Parser:
         "Say what a model comes from: the chain of pretraining, tuning and merging that its folders remember.",
         ["minicpm history lineage merged", "minicpm history lineage runs/chat-dpo@200"],
     )
-    verb.add_argument("model", metavar="MODEL", help="a model's folder, an adapter's, or RUN@STEP")
+    text = "a model's folder, an adapter's, RUN@STEP, or RUN for its newest checkpoint"
+    verb.add_argument("model", metavar="MODEL", help=text)
     return verb
 
 

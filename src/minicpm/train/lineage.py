@@ -45,15 +45,22 @@ def parent_of(base: Path) -> tuple[str | None, str]:
 def lineage(model: Path) -> Iterator[Ancestor]:
     """Yield the model and what it comes from, the youngest first; it ends where a folder says nothing or is gone.
 
+    A run's folder stands for its newest checkpoint.
+
     Raises:
         OSError, ValueError: a folder's own note cannot be read.
     """
-    folder: Path | None = model.resolve()
+    folder: Path | None = _newest_checkpoint(model.resolve())
     for _ in range(_LONGEST):
         if folder is None:
             return
         yield Ancestor(folder, _name_of(folder), _made_by(folder))
         folder = _parent_folder(folder)
+
+
+def _newest_checkpoint(folder: Path) -> Path:
+    steps = [path for path in folder.glob("step_*") if (path / _MANIFEST).is_file() and path.name[5:].isdigit()]
+    return max(steps, key=lambda path: int(path.name[5:]), default=folder)
 
 
 def _name_of(path: Path) -> str:
