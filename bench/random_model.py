@@ -1,4 +1,4 @@
-"""Full-size models of random 4-bit weights: as large and as slow as real ones, and made in seconds."""
+"""Full-size models of random weights, 4-bit or bfloat16: as large and as slow as real ones, and made in seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicpm.architecture import ModelConfig
-from minicpm.formats.blocks import block_type
+from minicpm.formats import blocks
 from minicpm.formats.gguf_write import write_gguf_model
 from minicpm.formats.weight import Weight
 from minicpm.formats.weight_map import WeightEntry
@@ -23,25 +23,37 @@ RANDOM_NAME = "random weights, learned-like vocabulary"
 
 def random_q4_0(generator: np.random.Generator, shape: tuple[int, ...], std: float) -> Weight:
     """Return random weights of about `std`: blocks of a fp16 scale near std/4.6 and 32 nibbles, never rounded."""
-    rows, row_bytes = shape[0], block_type("Q4_0").row_bytes(shape[1])
+    rows, row_bytes = shape[0], blocks.block_type("Q4_0").row_bytes(shape[1])
     data = np.frombuffer(generator.bytes(rows * row_bytes), np.uint8).reshape(rows, -1, 18).copy()
     scales = generator.uniform(0.5, 1.5, 4096).astype(np.float16) * np.float16(std / _NIBBLE_SPREAD)
     data[:, :, :2] = np.resize(scales, rows * data.shape[1]).view(np.uint8).reshape(rows, -1, 2)
     return Weight("Q4_0", shape, data.reshape(rows, row_bytes))
 
 
-def write_random_model(path: Path, config: ModelConfig) -> None:
-    """Write `config` with random Q4_0 matrices, the embedding's included, and a vocabulary that llama.cpp accepts."""
+def random_bf16(generator: np.random.Generator, shape: tuple[int, ...], std: float) -> Weight:
+    """Return normal random weights, one row after another so that a large matrix needs no second copy."""
+    data = np.empty((shape[0], 2 * shape[1]), np.uint8)
+    for row in data:
+        values = generator.standard_normal(shape[1], np.float32) * np.float32(std)
+        row[:] = (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    return Weight("BF16", shape, data)
+
+
+_MATRICES = {"Q4_0": random_q4_0, "BF16": random_bf16}
+
+
+def write_random_model(path: Path, config: ModelConfig, block_type: str = "Q4_0") -> None:
+    """Write `config` with random matrices of `block_type`, the embedding's too, and a vocabulary for llama.cpp."""
     generator = np.random.default_rng(0)
 
     def make(shape: tuple[int, ...]) -> Weight:
         if len(shape) == 1:
             return Weight.from_array(np.ones(shape, np.float32))
         # Widths keep a layer's output near its input's size, so that no activation overflows in any program.
-        return random_q4_0(generator, shape, shape[1] ** -0.5)
+        return _MATRICES[block_type](generator, shape, shape[1] ** -0.5)
 
     entries = {
-        name: WeightEntry(shape, "F32" if len(shape) == 1 else "Q4_0", lambda shape=shape: make(shape))
+        name: WeightEntry(shape, "F32" if len(shape) == 1 else block_type, lambda shape=shape: make(shape))
         for name, shape in config.weight_shapes().items()
     }
     write_gguf_model(path, config, entries, _vocabulary(config.vocab_size))

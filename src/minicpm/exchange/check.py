@@ -10,6 +10,7 @@ from minicpm.errors import CheckpointError
 from minicpm.exchange.agreement import Agreement, agreement
 from minicpm.exchange.backends import EngineBackend
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.mapped_file import release
 from minicpm.formats.weight import Weight
 from minicpm.formats.weight_map import WeightEntry
 from minicpm.tokenizer import Tokenizer
@@ -43,11 +44,12 @@ class HashedEntries:
 
 
 def digest(weight: Weight) -> str:
-    """Return a hash of the weight's bytes, rows in order."""
+    """Return a hash of the weight's bytes, rows in order; a mapped file's memory is given back."""
     hasher = hashlib.blake2b(digest_size=16)
     step = max(1, (1 << 24) // max(1, weight.data.shape[1]))
     for start in range(0, weight.data.shape[0], step):
         hasher.update(weight.data[start : start + step].tobytes())
+    release(weight.data)
     return hasher.hexdigest()
 
 

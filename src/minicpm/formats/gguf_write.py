@@ -26,6 +26,7 @@ from minicpm.formats.blocks import block_type
 from minicpm.formats.gguf_config import config_to_gguf
 from minicpm.formats.gguf_metadata import ARRAY, SCALAR_TYPES, STRING
 from minicpm.formats.gguf_read import MAGIC, MAX_DIMENSIONS
+from minicpm.formats.mapped_file import release
 from minicpm.formats.rope_factors import RAMPS, ROPE_TENSOR, frequency_divisors
 from minicpm.formats.weight import Weight
 from minicpm.formats.weight_map import WeightEntry
@@ -135,6 +136,7 @@ def _write_tensor(file: BinaryIO, name: str, entry: WeightEntry, alignment: int)
             f"{name} was announced as {entry.block_type} {entry.shape} and came as {weight.block_type} {weight.shape}"
         )
     file.write(np.ascontiguousarray(weight.data).data)
+    release(weight.data)
     file.write(bytes(_padded(weight.num_bytes, alignment) - weight.num_bytes))
 
 

@@ -26,6 +26,9 @@ ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 FEED_FORWARD_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
 PROJECTIONS = (*ATTENTION_INPUTS, "self_attn.o_proj", *FEED_FORWARD_INPUTS, "mlp.down_proj")
 
+# Of a second moment, made together.
+_MOMENT_COLUMNS = 512
+
 
 @dataclass(frozen=True)
 class RoundingSettings:
@@ -57,9 +60,15 @@ class RoundedMatrix:
 
 
 def second_moment(inputs: Tensor) -> Tensor:
-    """Return XᵀX/n (C, C) of inputs (…, C)."""
+    """Return XᵀX/n (C, C) of inputs (…, C); it is symmetric, so that little more than half of it is multiplied."""
     flat = inputs.reshape(-1, inputs.shape[-1])
-    return flat.T @ flat / len(flat)
+    num_columns = flat.shape[1]
+    result = torch.empty(num_columns, num_columns)
+    for start in range(0, num_columns, _MOMENT_COLUMNS):
+        rows = slice(start, start + _MOMENT_COLUMNS)
+        result[rows, start:] = flat[:, rows].T @ flat[:, start:] / len(flat)
+        result[start:, rows] = result[rows, start:].T.clone()
+    return result
 
 
 def round_matrix(

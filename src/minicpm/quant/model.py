@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minicpm.architecture import ModelConfig
 from minicpm.formats.folder_weights import EMBEDDING, HEAD
+from minicpm.formats.mapped_file import release
 from minicpm.formats.weight import Weight
 from minicpm.model.layers import DecoderLayer
 from minicpm.quant.awq import fold_layer
@@ -126,6 +127,7 @@ class ModelRounding:
             )
             for start in range(0, weight.num_rows, _HEAD_ROWS)
         ]  # fmt: skip
+        release(weight.data)
         data = torch.cat([torch.from_numpy(part.weight.data) for part in parts]).numpy()
         return Weight(block_type, weight.shape, data), sum(part.error for part in parts) / len(parts)
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from minicpm.architecture import ModelConfig
 from minicpm.formats.folder_weights import EMBEDDING, HEAD
+from minicpm.formats.mapped_file import release
 from minicpm.formats.weight import Weight
 from minicpm.model.attention import Attention, document_mask, document_starts
 from minicpm.model.layers import DecoderLayer, RMSNorm
-from minicpm.model.loading import read_tensor
+from minicpm.model.loading import fill, read_tensor
 from minicpm.model.rope import rotation_table
 from minicpm.quant.windows import Windows
 
@@ -59,15 +60,18 @@ def load_layer(config: ModelConfig, weights: Weights, index: int) -> DecoderLaye
     """Return layer `index` in float32."""
     with torch.device("meta"):
         layer = DecoderLayer(config, index)
-    state = {short: read_tensor(weights[name]).float() for short, name in layer_names(config, index).items()}
-    layer.load_state_dict(state, assign=True)
-    return layer.requires_grad_(False)
+    layer = layer.float().to_empty(device="cpu").requires_grad_(False)
+    for short, name in layer_names(config, index).items():
+        fill(layer.get_parameter(short), weights[name])
+    return layer
 
 
 def embed(config: ModelConfig, weights: Weights, windows: Windows) -> Tensor:
     """Return the scaled embeddings (B, T, E); only the rows that occur are decoded."""
     known, places = torch.unique(windows.ids, return_inverse=True)
-    rows = weights[EMBEDDING].take_rows(known.numpy()).decode()
+    weight = weights[EMBEDDING]
+    rows = weight.take_rows(known.numpy()).decode()
+    release(weight.data)
     return F.embedding(places, torch.from_numpy(rows)) * config.scale_emb
 
 
@@ -89,7 +93,10 @@ def final_states(config: ModelConfig, weights: Weights, hidden: Tensor) -> Tenso
 
 def head_matrix(config: ModelConfig, weights: Weights) -> Tensor:
     """Return the output matrix (V, E) in float32."""
-    return read_tensor(weights[EMBEDDING if config.tie_word_embeddings else HEAD]).float()
+    weight = weights[EMBEDDING if config.tie_word_embeddings else HEAD]
+    matrix = torch.empty(weight.shape)
+    fill(matrix, weight)
+    return matrix
 
 
 def logit_pieces(states: Tensor, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
