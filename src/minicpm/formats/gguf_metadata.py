@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from minicpm.errors import FormatError
 from minicpm.formats.block_type import Bytes
+from minicpm.formats.gguf_strings import Spans, decode_strings, measure_strings
 
 STRING, ARRAY = 8, 9
 # Type number -> (name, numpy dtype of one item, little endian).
@@ -136,8 +136,8 @@ class Cursor:
         if self.items > MAX_ITEMS:
             raise self.fail(f"with {what} the arrays have {self.items} items; at most {MAX_ITEMS} are supported", at)
         if type_number == STRING:
-            starts, ends = measure_strings(self, count, what)
-            return LazyArray(self, what, type_number, count, starts=starts, ends=ends)
+            spans = measure_strings(self, count, what)
+            return LazyArray(self, what, type_number, count, spans=spans)
         if type_number == ARRAY:
             return self._nested(what, count, depth)
         start = self.take(count * smallest, what)
@@ -164,8 +164,7 @@ class LazyArray:
     type_number: int
     count: int
     start: int = 0
-    starts: npt.NDArray[np.int64] | None = None
-    ends: npt.NDArray[np.int64] | None = None
+    spans: Spans | None = None
     items: tuple[LazyArray, ...] = ()
 
     def decode(self) -> list[Any]:
@@ -179,64 +178,7 @@ class LazyArray:
         if self.type_number != STRING:
             dtype = SCALAR_TYPES[self.type_number][1]
             return np.frombuffer(self.cursor.buffer, dtype, self.count, self.start).tolist() if self.count else []
-        if self.starts is None or self.ends is None or not self.count:
-            return []
-        first = int(self.starts[0])
-        text = bytes(self.cursor.buffer[first : int(self.ends[-1])])
-        spans = zip((self.starts - first).tolist(), (self.ends - first).tolist(), strict=True)
-        items: list[str] = []
-        try:
-            items.extend(text[start:end].decode() for start, end in spans)
-        except UnicodeDecodeError as error:
-            at = int(self.starts[len(items)])
-            raise self.cursor.fail(f"a string of {self.what} is not valid UTF-8: {error.object[:40]!r}", at) from None
-        return items
-
-
-def measure_strings(cursor: Cursor, count: int, what: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the starts and ends, int64 (count,), of the strings of an array, and move the cursor behind them.
-
-    Raises:
-        FormatError: a length that the file cannot hold.
-    """
-    spans = _guess_strings(cursor, count) or _walk_strings(cursor, count, what)
-    if count:
-        cursor.position = int(spans[1][-1])
-    return spans
-
-
-def _guess_strings(cursor: Cursor, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-    """Find the lengths as the 64-bit numbers below 256, then prove the guess; None where it does not hold.
-
-    A length sits wherever seven zero bytes follow a byte, unless a string is empty, long or holds zero bytes. The chain
-    "each length's position + 8 + length is the next one's position", true from the first on, is the definition of the
-    array, so nothing is taken on trust.
-    """
-    begin = cursor.position
-    window = cursor.data[begin : begin + 64 + 40 * count]
-    if count < 64 or window.size < 8:
-        return None
-    numbers = np.ndarray((window.size - 7,), "<u8", buffer=window, strides=(1,))
-    found = np.flatnonzero(numbers < 256)[:count].astype(np.int64)
-    if len(found) < count or found[0]:
-        return None
-    ends = found + 8 + numbers[found].astype(np.int64)
-    if (ends[:-1] != found[1:]).any() or ends[-1] > window.size:
-        return None
-    return found + (begin + 8), ends + begin
-
-
-def _walk_strings(cursor: Cursor, count: int, what: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    starts, ends = np.empty(count, np.int64), np.empty(count, np.int64)
-    unpack, buffer, position, size = _U64.unpack_from, cursor.buffer, cursor.position, len(cursor.buffer)
-    for i in range(count):
-        length = unpack(buffer, position)[0] if position + 8 <= size else size
-        if length > size - position - 8:
-            raise cursor.fail(f"truncated: string {i} of {what} does not end within the file", position)
-        starts[i] = position + 8
-        position += 8 + length
-        ends[i] = position
-    return starts, ends
+        return decode_strings(self.cursor, self.spans, self.what) if self.spans and self.count else []
 
 
 class Metadata(Mapping[str, Any]):

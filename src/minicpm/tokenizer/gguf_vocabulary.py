@@ -11,7 +11,7 @@ from typing import Any
 
 from minicpm.errors import FormatError
 from minicpm.tokenizer.pretokenizers import BOS_NAMES
-from minicpm.tokenizer.vocabulary import END_TEXTS, Kind, TokenType, Vocabulary, ending_ids
+from minicpm.tokenizer.vocabulary import END_TEXTS, Kind, TokenType, Vocabulary, ending_ids, find_ids
 
 PREFIX = "tokenizer.ggml."
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -38,7 +38,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, list[tuple
     eos = _token_id(metadata, "eos_token_id", defaults.get("eos"))
     pre = None if spm else _scalar(metadata, "pre", str, "default")
     scores = _array(metadata, "scores", float) if spm else None
-    added = [i for i, kind_of in enumerate(types) if kind_of == TokenType.USER_DEFINED]
+    added = find_ids(types, TokenType.USER_DEFINED)
     if scores is not None and len(scores) == size:
         added = [i for i in added if scores[i] == ADDED_SCORE]
     named = [_token_id(metadata, key, None) for key in ("eot_token_id", "eom_token_id")]

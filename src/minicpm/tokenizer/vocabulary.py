@@ -112,15 +112,15 @@ class Vocabulary:
     @property
     def control_ids(self) -> frozenset[int]:
         """Ids that text typed by a user never becomes: control tokens and the unknown token."""
-        return frozenset(_find_ids(self.types, TokenType.CONTROL) + _find_ids(self.types, TokenType.UNKNOWN))
+        return frozenset(find_ids(self.types, TokenType.CONTROL) + find_ids(self.types, TokenType.UNKNOWN))
 
 
 def ending_ids(pieces: Sequence[str], types: Sequence[int]) -> frozenset[int]:
     """The ids of control tokens whose text ends a turn or a document (`END_TEXTS`)."""
-    return frozenset(i for i in _find_ids(types, TokenType.CONTROL) if i < len(pieces) and pieces[i] in END_TEXTS)
+    return frozenset(i for i in find_ids(types, TokenType.CONTROL) if i < len(pieces) and pieces[i] in END_TEXTS)
 
 
-def _find_ids(types: Sequence[int], wanted: TokenType) -> list[int]:
-    """The ids of a type, of which a vocabulary may have 100,000 others."""
+def find_ids(types: Sequence[int], wanted: TokenType) -> list[int]:
+    """Return the ids of a type, of which a vocabulary may have 100,000 others."""
     number = int(wanted)
     return [i for i, kind in enumerate(types) if kind == number]

@@ -14,7 +14,7 @@ from tests.unit.engine.tiny import tiny_tokenizer
 
 import minicpm
 from minicpm.architecture import ModelConfig, RopeScaling
-from minicpm.engine import opening
+from minicpm.engine import assembly, opening
 from minicpm.errors import CheckpointError, EngineError, HubError
 from minicpm.formats.gguf_write import write_gguf_model
 from minicpm.formats.hf_config import config_to_hf
@@ -105,7 +105,7 @@ def test_settings_that_cannot_be(path: Path, options: dict[str, Any], message: s
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(assembly, "free_memory", lambda: 1_000_000)
     with pytest.raises(EngineError, match="the weights take 2 MB and 1 MB of memory are free"):
         minicpm.load(path)
 

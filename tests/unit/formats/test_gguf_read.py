@@ -13,7 +13,7 @@ from tests.unit.formats.model_files import entries_of, random_entries, vocabular
 
 from minicpm.architecture import ModelConfig
 from minicpm.errors import FormatError
-from minicpm.formats import gguf_metadata
+from minicpm.formats import gguf_metadata, gguf_strings
 from minicpm.formats.gguf_config import config_from_gguf
 from minicpm.formats.gguf_read import GGUFFile, open_gguf, parse_gguf
 from minicpm.formats.gguf_write import write_gguf, write_gguf_model
@@ -195,7 +195,8 @@ def test_the_fast_way_through_a_vocabulary_gives_what_the_slow_one_gives(case: s
 
 def test_real_vocabularies_take_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "a.gguf", {"texts": LISTS["plain"]}, {})
-    monkeypatch.setattr(gguf_metadata, "_walk_strings", None)
+    monkeypatch.setattr(gguf_strings, "_walk_strings", None)
+    monkeypatch.setattr(gguf_strings, "_decode_one_by_one", None)
     assert open_gguf(tmp_path / "a.gguf").metadata["texts"] == LISTS["plain"]
 
 
