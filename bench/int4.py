@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import rows
 
 from minicpm.exchange.convert import convert
-from minicpm.exchange.quantize import TARGETS, Recipe, quantize
+from minicpm.exchange.quantize import quantize
+from minicpm.exchange.recipe import TARGETS, Recipe
 from minicpm.exchange.source import Source, open_source
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.names import HF_TO_GGUF, translate

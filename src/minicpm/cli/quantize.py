@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from minicpm.cli.parser import Parser, UsageError, add_model
 from minicpm.cli.terminal import note, out, suggest, table
 
 if TYPE_CHECKING:
-    from minicpm.eval.results import Scoring
+    from minicpm.eval.compare import Change
     from minicpm.exchange.quantize import Quantization
 
 _PLAIN_SECONDS = 15
@@ -56,18 +57,37 @@ def parser() -> Parser:
     verb.add_argument("--bits", type=float, help="bits a weight in all: finer types go where they help most")
     verb.add_argument("--size", help="the same as a size of all tensors, like 1.5GB")
     verb.add_argument("--max-kl", type=float, metavar="NATS", help="write nothing if the mean KL is larger")
+    _add_rounding(verb)
+    verb.add_argument("--seed", type=int, default=0, help="of the order of rows (default: 0)")
+    verb.add_argument("--requantize", action="store_true", help="allow a source that is quantized itself")
+    _add_tasks(verb)
+    verb.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON too")
+    return verb
+
+
+def _add_rounding(verb: Parser) -> None:
     verb.add_argument("--damping", type=float, default=0.01, help="of the Hessian (default: 0.01)")
     verb.add_argument(
         "--shrinkage", type=float, default=0.2, help="of correlations in the Hessian, 0 to 1 (default: 0.2)"
     )
     verb.add_argument("--sweeps", type=int, default=2, help="of descent after error feedback (default: 2)")
-    verb.add_argument("--seed", type=int, default=0, help="of the order of rows (default: 0)")
-    verb.add_argument("--requantize", action="store_true", help="allow a source that is quantized itself")
-    verb.add_argument("--tasks", metavar="NAME,…", help="also score both on these; see `minicpm eval --list`")
-    verb.add_argument("--data", type=Path, metavar="DIR", help="the folder of the tasks' files")
-    verb.add_argument("--limit", type=int, default=100, metavar="N", help="rows of each task (default: 100)")
-    verb.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON too")
-    return verb
+    verb.add_argument(
+        "--recover", type=int, default=0, metavar="STEPS",
+        help="then tune scales and norms towards the unquantized model's answers, a window a step (default: 0)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--recover-rate", type=float, default=1e-3, help="of those steps, relative to each scale (default: 0.001)"
+    )
+
+
+def _add_tasks(verb: Parser) -> None:
+    verb.add_argument(
+        "--tasks", metavar="NAME,…", default="",
+        help="both models are scored on these, see `minicpm eval --list`; none: on nothing (default: arc_easy, piqa, "
+        "winogrande, lambada as far as --data has them, else which of four continuations follows a held-out row)",
+    )  # fmt: skip
+    verb.add_argument("--data", type=Path, metavar="DIR", help="the folder of the tasks' files (default: the hub)")
+    verb.add_argument("--limit", type=int, default=32, metavar="N", help="rows of each task (default: 32)")
 
 
 def _add_texts(verb: Parser) -> None:
@@ -87,13 +107,11 @@ def _add_texts(verb: Parser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Quantize and report."""
-    from minicpm.exchange.quantize import FOLDERS, Recipe, quantize
+    from minicpm.exchange.quantize import quantize
+    from minicpm.exchange.recipe import FOLDERS, Recipe
     from minicpm.history.naming import resolve
 
-    if options.bits is not None and options.size is not None:
-        raise UsageError("give --bits or --size, not both")
-    if options.sweeps < 0:
-        raise UsageError(f"--sweeps must be at least 0, got {options.sweeps}")
+    _check(options)
     source = resolve(options.model)
     name = source.stem if source.is_file() else source.name
     destination = options.out or Path(f"{name}-{options.to}{'' if options.to.lower() in FOLDERS else '.gguf'}")
@@ -111,6 +129,8 @@ def run(options: argparse.Namespace) -> None:
         damping=options.damping,
         shrinkage=options.shrinkage,
         sweeps=options.sweeps,
+        recover=options.recover,
+        recover_rate=options.recover_rate,
         seed=options.seed,
     )
     drawer = _Drawer()
@@ -123,11 +143,24 @@ def run(options: argparse.Namespace) -> None:
         progress=drawer.draw,
     )
     _show(result)
-    if options.tasks:
-        out("\n" + _tasks(options, {"original": source, "quantized": destination}))
+    changes = _score(options, source, result) if options.tasks != "none" else []
     if options.report is not None:
-        options.report.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+        report = result.to_dict() | {"tasks": [asdict(change) for change in changes]}
+        options.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     suggest(f"minicpm chat {destination}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.bits is not None and options.size is not None:
+        raise UsageError("give --bits or --size, not both")
+    if options.sweeps < 0:
+        raise UsageError(f"--sweeps must be at least 0, got {options.sweeps}")
+    if options.limit < 1:
+        raise UsageError(f"--limit must be at least 1, got {options.limit}")
+    if names := _task_names(options):
+        from minicpm.exchange.task_table import check_tasks
+
+        check_tasks(names, options.data, options.limit)
 
 
 def _budget(options: argparse.Namespace, source: Path) -> int | None:
@@ -151,32 +184,46 @@ def _show(result: Quantization) -> None:
     size = f"{result.tensor_bytes / 1e6:,.1f} MB of weights, {result.bits_per_weight:.3f} bits a weight, {types}"
     out(f"{result.path}: {size}")
     out(f"{result.closeness.describe()} ({result.heldout})")
+    if result.before_recovery is not None:
+        out(f"before recovery: {result.before_recovery.describe()}")
     rows = [[name, result.block_types[name], f"{error:.2e}"] for name, error in worst(result.errors, 10)]
     out("\n" + table(["worst matrices", "type", "error of outputs"], rows, right=(2,)))
 
 
-def _tasks(options: argparse.Namespace, models: dict[str, Path]) -> str:
-    """Score every model on the tasks and return the table."""
-    import minicpm
-    from minicpm.eval.engine_model import EngineModel
-    from minicpm.eval.report import describe
-    from minicpm.eval.runner import Plan, prepare
-    from minicpm.eval.runner import run as run_tasks
+def _task_names(options: argparse.Namespace) -> list[str]:
+    return [name for name in options.tasks.split(",") if name not in ("", "none")]
 
-    names = [name for name in options.tasks.split(",") if name]
-    scored: dict[str, list[Scoring]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, path in models.items():
-            plan = Plan(tasks=names, out=Path(folder) / name, data=options.data, limit=options.limit)
-            jobs = prepare(plan)
-            model = EngineModel(name, minicpm.load(str(path)))
-            scored[name] = run_tasks(plan, jobs, model, {"model": name, "runtime": model.runtime})
+
+def _score(options: argparse.Namespace, source: Path, result: Quantization) -> list[Change]:
+    """Put both models to the tasks, show the table, and return it."""
+    from minicpm.exchange.task_table import compare_on_tasks
+
+    names = _task_names(options)
+    changes = compare_on_tasks(source, result.path, names, options.data, result.heldout_texts, options.limit)
+    out("\n" + (_task_table(changes) if changes else "no task: the held-out text is too short to make one of it"))
+    return changes
+
+
+def _task_table(changes: Sequence[Change]) -> str:
+    from minicpm.eval.report import describe
+    from minicpm.exchange.task_table import CONTINUATION
+
     rows = [
-        [scoring.task, figure.metric, *(describe(scored[name][i].figures[j]) for name in models), str(figure.num_rows)]
-        for i, scoring in enumerate(scored["original"])
-        for j, figure in enumerate(scoring.figures)
+        [
+            Path(change.task).stem,
+            change.a.metric,
+            describe(change.a),
+            describe(change.b),
+            f"{change.difference.difference:+.4f} ± {change.difference.stderr:.4f}",
+            f"{change.difference.p_value:.3g}",
+            str(change.difference.num_rows),
+        ]
+        for change in changes
     ]
-    return table(["task", "metric", *models, "n"], rows, right=(2, 3, 4))
+    text = table(["task", "metric", "original", "quantized", "paired", "p", "n"], rows, right=(2, 3, 4, 5, 6))
+    if [row[0] for row in rows] == [CONTINUATION]:
+        text += "\ncontinuation: which of four follows a held-out row; --data DIR takes published tasks instead"
+    return text
 
 
 class _Drawer:

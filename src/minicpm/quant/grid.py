@@ -177,6 +177,12 @@ def folder_type(method: str, group_size: int) -> str:
     return f"{method.upper()}-{group_size}"
 
 
+def blocks_per_group(types: Mapping[str, str]) -> dict[str, int]:
+    """Return how many neighbouring blocks have one scale, for every matrix that has a grid."""
+    grids = {name: GRIDS[kind] for name, kind in types.items() if kind in GRIDS}
+    return {name: max(1, grid.width // grid.block_size) for name, grid in grids.items()}
+
+
 _LAYOUTS = {
     "Q4_0": lambda levels, n, u: np.concatenate([_halves(n, 1), simple_blocks.join_nibbles(levels)], axis=1),
     "Q4_1": lambda levels, n, u: np.concatenate([_halves(n, 2), simple_blocks.join_nibbles(levels)], axis=1),

@@ -155,3 +155,10 @@ def pack_evenly(texts: Mapping[str, Sequence[list[int]]], length: int, num_windo
         sum(windows.num_rows for windows in packed),
         ", ".join(texts),
     )
+
+
+def document_rows(windows: Windows) -> list[list[int]]:
+    """Return the ids of every row of text in `windows`, as far as they hold it."""
+    ids, numbers = windows.ids.flatten(), windows.document_ids.flatten()
+    borders = (numbers[1:] != numbers[:-1]).nonzero()[:, 0] + 1
+    return [row.tolist() for row in ids.tensor_split(borders)]

@@ -13,10 +13,10 @@ from tests.unit.exchange.conftest import FolderWriter, random_entries
 from minicpm.architecture import PRESETS, ModelConfig
 from minicpm.cli.main import run
 from minicpm.errors import ConfigError, DataError, MiniCPMError
-from minicpm.exchange import quantize as module
 from minicpm.exchange.compare import compare
 from minicpm.exchange.convert import convert
-from minicpm.exchange.quantize import Recipe, quantize
+from minicpm.exchange.quantize import quantize
+from minicpm.exchange.recipe import Recipe
 from minicpm.formats.blocks import block_type
 from minicpm.formats.checkpoint import open_checkpoint
 from minicpm.formats.weight import Weight
@@ -24,7 +24,7 @@ from minicpm.formats.weight_map import WeightEntry
 from minicpm.model.loading import load_model
 from minicpm.quant.judge import final_hidden, head_matrix
 from minicpm.quant.precision import tensor_bytes, uniform_types
-from minicpm.quant.windows import pack, read_token_rows
+from minicpm.quant.windows import pack, pack_evenly, read_token_rows
 from minicpm.tokenizer import Tokenizer
 
 WORDS = ["The", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "it", "is", "already", "2024"]
@@ -108,6 +108,25 @@ def test_a_folder_holds_the_rounded_model_to_the_bit(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("to", ["q4_0", "awq"])
+def test_recovery_brings_the_file_closer_at_the_same_size(
+    tmp_path: Path, write_minicpm: FolderWriter, chat: Path, to: str
+) -> None:
+    source = write_minicpm()
+    before = {path: path.read_bytes() for path in source.rglob("*.safetensors")}
+    plain = quantize(source, tmp_path / "plain.gguf", recipe(chat, to=to))
+    tuned = quantize(source, tmp_path / "tuned.gguf", recipe(chat, to=to, recover=24, recover_rate=5e-3))
+    assert tuned.before_recovery == plain.closeness
+    assert tuned.closeness.kl < 0.9 * plain.closeness.kl
+    assert (tuned.tensor_bytes, tuned.file_bytes) == (plain.tensor_bytes, plain.file_bytes)
+    first, second = (open_checkpoint(result.path).weights for result in (plain, tuned))
+    assert first.block_types() == second.block_types()
+    assert {path: path.read_bytes() for path in source.rglob("*.safetensors")} == before
+    again = quantize(source, tmp_path / "again.gguf", recipe(chat, to=to, recover=24, recover_rate=5e-3))
+    for name in second:
+        assert open_checkpoint(again.path).weights[name].data.tobytes() == second[name].data.tobytes()
+
+
 def test_super_blocks_where_rows_hold_them(
     tmp_path: Path, tiny_config: ModelConfig, write_minicpm: FolderWriter, chat: Path
 ) -> None:
@@ -181,7 +200,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, write_mini
 def test_several_texts_fill_as_many_windows_each(tmp_path: Path, write_minicpm: FolderWriter, chat: Path) -> None:
     tokenizer = Tokenizer.from_folder(write_minicpm())
     texts = {"long": read_token_rows(tokenizer, str(chat)), "short": read_token_rows(tokenizer, str(chat))[:40]}
-    windows = module.pack_evenly(texts, 64, 7)
+    windows = pack_evenly(texts, 64, 7)
     assert windows.ids.shape == (7, 64)
     assert windows.origin == "long, short"
     for name, start, stop in (("long", 0, 4), ("short", 4, 7)):
@@ -189,7 +208,7 @@ def test_several_texts_fill_as_many_windows_each(tmp_path: Path, write_minicpm: 
         torch.testing.assert_close(windows.ids[start:stop], alone.ids)
         torch.testing.assert_close(windows.document_ids[start:stop], alone.document_ids)
     with pytest.raises(DataError, match="2 texts do not fit 1 windows"):
-        module.pack_evenly(texts, 64, 1)
+        pack_evenly(texts, 64, 1)
     second = tmp_path / "second.jsonl"
     second.write_text(chat.read_text())
     words = ["quantize", str(tmp_path / "source"), str(tmp_path / "q.gguf"), "--to", "q4_0", "--windows", "4"]
@@ -235,6 +254,8 @@ def test_the_2b_shape_fits_the_bar_with_its_embedding_quantized() -> None:
         ({"group_size": 32}, ConfigError, "group size 32 is not known for q4_0"),
         ({"to": "gptq", "embedding": "q8_0"}, ConfigError, "a gptq folder has one type"),
         ({"shrinkage": 1.5}, ConfigError, "shrinkage must be from 0 to 1, got 1.5"),
+        ({"recover": -1}, ConfigError, "recover must be at least 0 steps, got -1"),
+        ({"recover_rate": 2.0}, ConfigError, "recover_rate must be between 0 and 1, got 2.0"),
         ({"damping": 0.0}, ConfigError, "damping must be between 0 and 1"),
         ({"calibration": ("nowhere.jsonl",)}, DataError, "nowhere.jsonl does not exist"),
     ],
@@ -282,6 +303,17 @@ def test_a_width_that_no_block_divides_is_named(
         quantize(source, tmp_path / "q.gguf", recipe(chat))
 
 
+def test_tasks_are_checked_before_anything_is_rounded(
+    tmp_path: Path, write_minicpm: FolderWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", str(write_minicpm()), str(tmp_path / "q.gguf"), "--to", "q4_0", "--data", str(tmp_path)]
+    assert run([*words, "--tasks", "piqa"]) == 2
+    assert "piqa" in capsys.readouterr().err
+    assert run([*words, "--limit", "0"]) == 2
+    assert "--limit must be at least 1" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".q*"))
+
+
 def test_the_verb_reports_refuses_and_writes_nothing_above_the_limit(
     tmp_path: Path, write_minicpm: FolderWriter, chat: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +330,11 @@ def test_the_verb_reports_refuses_and_writes_nothing_above_the_limit(
     assert told.count("model.layers.") == 10
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["tensor_bytes"] == open_checkpoint(path).num_bytes
+    (task,) = report["tasks"]
+    assert Path(task["task"]).stem == "continuation"
+    assert task["difference"]["num_rows"] >= 4
+    assert task["difference"]["difference"] == pytest.approx(task["b"]["value"] - task["a"]["value"])
+    assert "which of four follows a held-out row" in told
     assert run(words) == 2
     assert "exists already" in capsys.readouterr().err
     assert run(["quantize", str(path), str(tmp_path / "r.gguf"), "--to", "q4_0"]) == 2
