@@ -24,7 +24,8 @@ from minicpm.eval.task import load_task
 SMALL_TASKS = ("arc_easy", "piqa", "winogrande", "lambada")
 CONTINUATION = "continuation"
 NUM_CHOICES = 4
-_CONTEXT_CHARACTERS, _CHOICE_CHARACTERS = 240, 80
+# At most, and of a text at least.
+_CONTEXT_CHARACTERS, _CHOICE_CHARACTERS, _LEAST_CHARACTERS = 240, 80, 80
 _FORM = f"""version = 1
 source = "the held-out text of a quantization: which continuation is the row's own"
 file = "{CONTINUATION}.jsonl"
@@ -69,19 +70,24 @@ def continuation_rows(texts: Sequence[str]) -> list[dict[str, Any]]:
         return []
     rows = []
     for index, (context, own) in enumerate(halves):
-        others = [halves[(index + offset) % len(halves)][1] for offset in range(1, NUM_CHOICES)]
+        choices = [halves[(index + offset) % len(halves)][1] for offset in range(1, NUM_CHOICES)]
         gold = index % NUM_CHOICES
-        rows.append({"context": context, "choices": [*others[:gold], own, *others[gold:]], "gold": gold})
+        choices.insert(gold, own)
+        # Of one length, so that no shorter one is likelier for that alone.
+        length = min(map(len, choices))
+        rows.append({"context": context, "choices": [choice[:length] for choice in choices], "gold": gold})
     return rows
 
 
 def _cut(text: str) -> tuple[str, str] | None:
     """Return the beginning of a text and what follows, cut at a space where there is one; None of a short text."""
     text = " ".join(text.split())
-    space = text.find(" ", _CONTEXT_CHARACTERS, _CONTEXT_CHARACTERS + _CHOICE_CHARACTERS // 2)
-    at = space if space >= 0 else _CONTEXT_CHARACTERS
-    following = text[at : at + _CHOICE_CHARACTERS].strip()
-    return (text[:at].strip(), following) if len(text) >= at + _CHOICE_CHARACTERS else None
+    if len(text) < _LEAST_CHARACTERS:
+        return None
+    at = min(_CONTEXT_CHARACTERS, len(text) * 3 // 4)
+    space = text.rfind(" ", at // 2, at)
+    at = space if space >= 0 else at
+    return text[:at].strip(), text[at:].strip()[:_CHOICE_CHARACTERS]
 
 
 def compare_on_tasks(

@@ -17,6 +17,7 @@ def test_each_continuation_stands_among_three_others() -> None:
     assert len(rows) == 5
     for row, text in zip(rows, TEXTS, strict=True):
         assert len(set(row["choices"])) == len(row["choices"]) == 4
+        assert len({len(choice) for choice in row["choices"]}) == 1
         assert text.startswith(f"{row['context']} {row['choices'][row['gold']]}")
     assert {row["gold"] for row in rows} == {0, 1, 2, 3}
     assert continuation_rows(TEXTS[:3]) == []
