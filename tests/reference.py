@@ -111,6 +111,13 @@ class ReferenceDecoder:
         hidden = self._layers(tokens, positions, attend)[output_rows]
         return hidden if outputs == "hidden" else self._logits(hidden)
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a cache block into another."""
+        begins = source * self.block_tokens, target * self.block_tokens
+        for cache in (self.keys, self.values):
+            old, new = (cache[:, begin : begin + self.block_tokens] for begin in begins)
+            new[:] = old
+
     def full_logits(self, ids: Sequence[int], *, last_only: bool = False) -> Floats:
         """Logits (T, V) after each of `ids`, (1, V) after the last with `last_only`; nothing is cached."""
         hidden = self.full_hidden(ids)

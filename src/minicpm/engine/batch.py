@@ -56,6 +56,10 @@ class StepDecoder(Protocol):
         """Fill cache blocks."""
         ...
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a cache block into another."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -213,6 +213,14 @@ class Decoder:
         with EngineErrors():
             self._native.write_blocks(as_ints("blocks", blocks), np.ascontiguousarray(data))
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of one cache block into another.
+
+        Raises:
+            EngineError: no such block.
+        """
+        self.write_blocks(np.array([target], np.int32), self.read_blocks(np.array([source], np.int32)))
+
     def _frequencies_for(self, num_positions: int) -> Floats:
         return np.array([self.config.rope_frequencies(num_positions)], np.float32)
 

@@ -24,6 +24,7 @@ from minicpm.engine.prefixes import Prefixes
 from minicpm.engine.sampling import log_softmax
 from minicpm.engine.scheduler import Chunk, Limits, Scheduler
 from minicpm.engine.sequence import Owner, Request, Sequence, count_new_tokens
+from minicpm.engine.sharing import publish
 from minicpm.engine.speculation import Speculator
 from minicpm.engine.speculation_draft import DraftModel
 from minicpm.engine.stopping import Ending, FinishReason
@@ -82,7 +83,7 @@ class Engine:
         # Around everything that must not be cut in two by Ctrl-C, also what a caller does with the events of a step.
         self.shield = InterruptShield()
         self._decoder = decoder
-        self._scheduler = Scheduler(BlockPool(num_blocks, block_tokens), self.limits)
+        self._scheduler = Scheduler(BlockPool(num_blocks, block_tokens), self.limits, decoder.copy_block)
         self.prefixes = Prefixes(decoder, self._scheduler.pool, self._alone)
         self._speculator = Speculator(self.limits.max_output_rows, draft)
         self._tables = np.zeros((self.limits.max_parallel, max_blocks), np.int32)
@@ -284,7 +285,7 @@ class Engine:
 
     def _advance(self, sequence: Sequence, num_tokens: int) -> None:
         sequence.num_computed += num_tokens
-        sequence.publish(self._scheduler.pool)
+        publish(sequence, self._scheduler.pool)
 
     def _drop_abandoned(self) -> None:
         while self._abandoned:

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from minicpm.engine.cache import BlockPool, Digest
+from minicpm.engine.cache import BlockPool
 from minicpm.engine.fair_queue import FairQueue
 from minicpm.engine.sequence import Sequence
+from minicpm.engine.sharing import Claims, CopyBlock, adopt, copy_part, drop_blocks
 from minicpm.errors import EngineError
 
 
@@ -56,13 +57,15 @@ class Chunk:
 class Scheduler:
     """The waiting and the running sequences of one engine. Not thread-safe."""
 
-    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+    def __init__(self, pool: BlockPool, limits: Limits, copy_block: CopyBlock | None = None) -> None:
+        """Start with nothing to do; without `copy_block` only full blocks are shared."""
         self.pool = pool
         self.limits = limits
         self.waiting = FairQueue()
         # In the order in which they began.
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._copy_block = copy_block
         self._free_slots = list(range(limits.max_parallel - 1, -1, -1))
         self._was_hidden = False
 
@@ -137,35 +140,28 @@ class Scheduler:
         limits = self.limits
         room = min(limits.max_mixed_tokens, limits.max_step_tokens) if is_mixed else limits.max_step_tokens
         rows = limits.max_output_rows
-        claimed: set[Digest] = set()
+        claims = Claims(self.pool, has_parts=self._copy_block is not None)
         chunks = []
         for place, sequence in enumerate(prompts):
-            sequence.adopt(self.pool)
+            adopt(sequence, self.pool)
             if room <= 0:
                 break
+            if claims.concern(sequence):
+                continue
+            if self._copy_block is not None:
+                copy_part(sequence, self.pool, self._copy_block)
             num_tokens = min(sequence.num_pending, room)
             if num_tokens < sequence.num_pending and place + 1 < len(prompts):
                 num_tokens = max(1, num_tokens // 2)
             num_unread = max(0, sequence.num_read - sequence.num_computed)
             if sequence.reads_every_row:
                 num_tokens = min(num_tokens, num_unread + rows)
-            if not num_tokens or not self._claim(sequence, num_tokens, claimed):
-                continue
-            if sequence.reads_every_row:
                 rows -= max(0, num_tokens - num_unread)
-            chunks.append(Chunk(sequence, num_tokens))
-            room -= num_tokens
+            if num_tokens:
+                claims.add(sequence, num_tokens)
+                chunks.append(Chunk(sequence, num_tokens))
+                room -= num_tokens
         return chunks
-
-    def _claim(self, sequence: Sequence, num_tokens: int, claimed: set[Digest]) -> bool:
-        """Whether no sequence before it in this step computes the same blocks; else it waits to take them over."""
-        size = self.pool.block_tokens
-        full = len(sequence.token_ids) // size
-        first, last = sequence.num_computed // size, (sequence.num_computed + num_tokens - 1) // size
-        if first < full and (first + 1) * size <= sequence.num_reusable and sequence.digest(first, size) in claimed:
-            return False
-        claimed.update(sequence.digest(index, size) for index in range(first, min(last + 1, full)))
-        return True
 
     def _next_kind(self) -> bool:
         """Whether this step gives hidden states; the two kinds take turns, as one step gives one of them."""
@@ -186,11 +182,11 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Whether `sequence` has blocks for all of its tokens now; else it has none."""
-        sequence.adopt(self.pool)
+        adopt(sequence, self.pool)
         needed = sequence.num_blocks(len(sequence.token_ids), self.pool.block_tokens)
         # Each running sequence may soon want one more block; an admission that takes it would be undone at once.
         if self.running and needed + len(self.running) > self.pool.num_available:
-            sequence.drop_blocks(self.pool)
+            drop_blocks(sequence, self.pool)
             if not sequence.num_preemptions:
                 sequence.num_cached_tokens = 0
             return False
@@ -220,7 +216,7 @@ class Scheduler:
         self.waiting.put_back(victim)
 
     def _stop(self, sequence: Sequence) -> None:
-        sequence.drop_blocks(self.pool)
+        drop_blocks(sequence, self.pool)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
         self.running.remove(sequence)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.cache import BlockPool, Digest, chain_digest
+from minicpm.engine.cache import Digest, chain_digest
 from minicpm.engine.sampling import Occurrences, Sampler
 from minicpm.engine.speculation_ngram import Lookup
 from minicpm.engine.stopping import Ending, FinishReason
@@ -226,39 +226,11 @@ class Sequence:
             self.digests.append(chain_digest(previous, self.token_ids[start : start + block_tokens]))
         return self.digests[index]
 
-    def adopt(self, pool: BlockPool) -> None:
-        """Take over blocks of the cache that hold the next tokens.
-
-        Own blocks that were set aside for those positions are given back.
-        """
-        size = pool.block_tokens
-        while self.num_computed % size == 0 and self.num_computed + size <= self.num_reusable:
-            index = self.num_computed // size
-            block = pool.share(self.digest(index, size))
-            if block is None:
-                break
-            if index < len(self.blocks):
-                pool.release([self.blocks[index]])
-                self.blocks[index] = block
-            else:
-                self.blocks.append(block)
-            self.num_computed += size
-            self.num_published = index + 1
-            self.num_tabled = min(self.num_tabled, index)
-            # What a preempted sequence finds again is its own.
-            self.num_cached_tokens += 0 if self.num_preemptions else size
-
-    def publish(self, pool: BlockPool) -> None:
-        """Let other sequences find the blocks that are full by now."""
-        for index in range(self.num_published, self.num_computed // pool.block_tokens):
-            pool.publish(self.blocks[index], self.digest(index, pool.block_tokens))
-            self.num_published = index + 1
-
-    def drop_blocks(self, pool: BlockPool) -> None:
-        """Give every block back; what was computed must be computed, or found in the cache, again."""
-        pool.release(self.blocks)
-        self.blocks.clear()
-        self.num_computed = self.num_published = self.num_tabled = 0
+    def count_cached(self, num_tokens: int) -> None:
+        """Note that the next `num_tokens` are in the cache without having been computed for it."""
+        self.num_computed += num_tokens
+        # What a preempted sequence finds again is its own.
+        self.num_cached_tokens += 0 if self.num_preemptions else num_tokens
 
 
 def count_new_tokens(request: Request, context_length: int, vocab_size: int) -> int:

@@ -54,6 +54,44 @@ def test_of_two_blocks_with_one_content_the_first_stays_known() -> None:
     assert pool.share(b"a") == first
 
 
+def test_the_block_that_agrees_in_most_tokens_is_found() -> None:
+    pool = BlockPool(8, 32)
+    kept = {}
+    for tokens in ((1, 2, 3), (1, 2, 9, 9), (1, 5), (7,)):
+        block = pool.take()
+        assert block is not None
+        pool.offer(block, b"before", tokens)
+        kept[tokens] = block
+    for wanted, (tokens, num_tokens) in {
+        (1, 2, 3, 4): ((1, 2, 3), 3), (1, 2, 9): ((1, 2, 9, 9), 3), (1, 2, 8): ((1, 2, 9, 9), 2), (1, 6): ((1, 5), 1),
+        (7, 7): ((7,), 1),
+    }.items():  # fmt: skip
+        assert pool.find(b"before", wanted) == (kept[tokens], num_tokens)
+    assert pool.find(b"before", (2, 2)) is None
+    assert pool.find(b"before", ()) is None
+    assert pool.find(b"elsewhere", (1, 2)) is None
+    pool.offer(kept[7,], b"before", (7, 7, 7))
+    assert pool.find(b"before", (7, 7)) == (kept[7,], 2)
+
+
+def test_of_blocks_that_begin_alike_the_longest_is_kept() -> None:
+    pool = BlockPool(3, 32)
+    blocks = [pool.take() for _ in range(3)]
+    for block, tokens in zip(blocks, ((1, 2), (1, 2, 3), (1, 2, 3)), strict=True):
+        assert block is not None
+        pool.offer(block, b"", tokens)
+        pool.release([block])
+    assert (pool.num_kept, pool.num_available) == (2, 3)
+    # The others' place is free, what is kept goes last.
+    assert pool.take() == blocks[2]
+    assert pool.find(b"", (1, 2, 3)) == (blocks[1], 3)
+    # What was looked at is not the longest unused.
+    assert pool.take() == blocks[0]
+    assert pool.find(b"", (1, 2, 3)) == (blocks[1], 3)
+    assert pool.take() == blocks[1]
+    assert pool.find(b"", (1, 2, 3)) is None
+
+
 def test_the_digest_depends_on_everything_before() -> None:
     one, other = chain_digest(b"", [1, 2]), chain_digest(b"", [1, 3])
     assert one == chain_digest(b"", (1, 2))

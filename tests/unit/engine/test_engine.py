@@ -13,6 +13,7 @@ from tests.unit.engine.tiny import complete, reference_engine, run_all, tiny_tok
 
 from minicpm.architecture import ModelConfig
 from minicpm.engine import Limits, QueueFullError, Request, Sampler, Sequence
+from minicpm.engine.sharing import publish
 from minicpm.errors import ConfigError, EngineError
 
 GREEDY = Sampler(temperature=0)
@@ -71,8 +72,8 @@ def test_a_second_prompt_with_the_same_beginning_computes_the_rest_only(tiny_con
     complete(engine, Request(prompt, GREEDY, max_new_tokens=1))
     before = decoder.num_rows_computed
     (again,) = complete(engine, Request([*prompt[:70], 5, 6], GREEDY, max_new_tokens=1))
-    assert decoder.num_rows_computed - before == 72 - 64
-    assert again.num_cached_tokens == 64
+    assert decoder.num_rows_computed - before == 72 - 70
+    assert again.num_cached_tokens == 70
     assert is_greedy(decoder, again)
 
 
@@ -85,10 +86,9 @@ def test_eight_requests_at_once_compute_their_common_prefix_once(
     prefix = prompt_of(500)
     requests = [Request([*prefix, i, i + 1], GREEDY, max_new_tokens=2) for i in range(8)]
     sequences = complete(engine, *requests)
-    # 15 whole blocks are shared; each request computes the other 20 tokens of the prefix, its own 2, and a reply.
-    shared = 15 * 32
-    assert decoder.num_rows_computed == engine.load.num_computed_tokens == shared + 8 * (502 - shared + 1)
-    assert [s.num_cached_tokens for s in sequences] == [0, *[shared] * 7]
+    # 15 whole blocks are shared, 20 tokens more are copied; each request computes its own 2, and a reply.
+    assert decoder.num_rows_computed == engine.load.num_computed_tokens == 500 + 8 * (2 + 1)
+    assert [s.num_cached_tokens for s in sequences] == [0, *[500] * 7]
     assert is_greedy(decoder, sequences[0])
     assert is_greedy(decoder, sequences[7])
     assert engine.load.num_held_blocks == 0
@@ -98,7 +98,7 @@ def test_a_conversation_goes_on_from_the_reply_in_the_cache(tiny_config: ModelCo
     engine, decoder = reference_engine(tiny_config)
     (first,) = complete(engine, Request(prompt_of(20), GREEDY, max_new_tokens=20))
     (second,) = complete(engine, Request([*first.token_ids, 7], GREEDY, max_new_tokens=3))
-    assert second.num_cached_tokens == 32
+    assert second.num_cached_tokens == 39
     assert is_greedy(decoder, second)
 
 
@@ -158,7 +158,7 @@ def test_a_sequence_that_returns_to_another_slot_writes_into_its_own_blocks(tiny
     assert young.slot == slots[0]
     list(run_all(engine))
     (again,) = complete(engine, Request(prompt_of(40), GREEDY, max_new_tokens=4))
-    assert again.num_cached_tokens == 32
+    assert again.num_cached_tokens == 39
     assert is_greedy(decoder, young)
     assert is_greedy(decoder, again)
 
@@ -287,13 +287,12 @@ def test_ctrl_c_in_the_books_waits_until_they_are_closed(
 ) -> None:
     engine, _ = reference_engine(tiny_config)
     sequence = engine.add(Request(prompt_of(40), GREEDY, max_new_tokens=2))
-    publish = type(sequence).publish
 
-    def interrupted(self: Any, pool: Any) -> None:
+    def interrupted(sequence: Any, pool: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        publish(self, pool)
+        publish(sequence, pool)
 
-    monkeypatch.setattr(type(sequence), "publish", interrupted)
+    monkeypatch.setattr("minicpm.engine.engine.publish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     monkeypatch.undo()

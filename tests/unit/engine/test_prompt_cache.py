@@ -193,5 +193,8 @@ def test_blocks_of_another_size_or_number_are_refused(make_model: Make, tiny_con
     for block in (-1, 64):
         with pytest.raises(EngineError, match=f"cache block {block} is none of 64"):
             decoder.read_blocks(np.array([0, block], np.int32))
+        for source, target in ((0, block), (block, 0)):
+            with pytest.raises(EngineError, match=f"cache block {block} is none of 64"):
+                decoder.copy_block(source, target)
     assert model.engine.load.num_held_blocks == 0
     assert prefixes.read(PROMPT).shape == (0, size)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minicpm.engine.cache import BlockPool
 from minicpm.engine.scheduler import Limits, QueueFullError, Scheduler
 from minicpm.engine.sequence import Owner, Request, Sequence
+from minicpm.engine.sharing import publish
 from minicpm.engine.stopping import Ending
 
 BLOCK = 4
@@ -26,14 +27,38 @@ def scheduler_of(num_blocks: int = 64, **limits: int) -> Scheduler:
     return Scheduler(BlockPool(num_blocks, BLOCK), Limits(**limits))
 
 
-def run_step(scheduler: Scheduler) -> dict[Sequence, int]:
+class Contents:
+    """What a decoder's blocks would hold: the tokens whose keys and values were written at each place."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.places: list[list[int | None]] = [[None] * BLOCK for _ in range(num_blocks)]
+        self.num_copies = 0
+
+    def copy(self, source: int, target: int) -> None:
+        self.places[target] = list(self.places[source])
+        self.num_copies += 1
+
+    def write(self, sequence: Sequence, num_tokens: int) -> None:
+        for place in range(sequence.num_computed, sequence.num_computed + num_tokens):
+            self.places[sequence.blocks[place // BLOCK]][place % BLOCK] = sequence.token_ids[place]
+
+    def check(self, sequence: Sequence) -> None:
+        """What `sequence` relies on is there."""
+        held = [token for block in sequence.blocks for token in self.places[block]]
+        assert held[: sequence.num_computed] == sequence.token_ids[: sequence.num_computed]
+
+
+def run_step(scheduler: Scheduler, contents: Contents | None = None) -> dict[Sequence, int]:
     """Plan a step and write it into the books as the engine does; sequences whose tokens are all read get one more."""
     plan = {chunk.sequence: chunk.num_tokens for chunk in scheduler.plan()}
     for sequence, num_tokens in plan.items():
         assert 1 <= num_tokens <= sequence.num_pending
         assert len(sequence.blocks) * BLOCK >= sequence.num_computed + num_tokens
+        if contents:
+            contents.check(sequence)
+            contents.write(sequence, num_tokens)
         sequence.num_computed += num_tokens
-        sequence.publish(scheduler.pool)
+        publish(sequence, scheduler.pool)
         if not sequence.num_pending:
             sequence.token_ids.append(len(sequence.token_ids))
     return plan
@@ -84,6 +109,72 @@ def test_a_common_beginning_is_computed_once() -> None:
     assert run_step(scheduler) == {one: 1, different: 1, other: 3}
     assert other.blocks[:2] == one.blocks[:2]
     assert (one.num_cached_tokens, other.num_cached_tokens) == (0, 8)
+
+
+def sharing_scheduler(num_blocks: int = 64, **limits: int) -> tuple[Scheduler, Contents]:
+    contents = Contents(num_blocks)
+    return Scheduler(BlockPool(num_blocks, BLOCK), Limits(**limits), contents.copy), contents
+
+
+@pytest.fixture
+def parts_of_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of four positions would have no part that is worth a copy."""
+    monkeypatch.setattr("minicpm.engine.sharing._LEAST_COPIED", 1)
+
+
+@pytest.mark.usefixtures("parts_of_one_token")
+def test_the_beginning_of_a_block_is_copied() -> None:
+    scheduler, contents = sharing_scheduler()
+    first = sequence_of([*numbers(7), 50, 51])
+    scheduler.add(first)
+    assert run_step(scheduler, contents) == {first: 9}
+    # In the middle of a full block, of one being filled, and after nothing that is known.
+    inside, being_filled, other = (
+        sequence_of(ids) for ids in ([*numbers(7), 60, 61], [*numbers(7), 50, 51, 62], [9, 10])
+    )
+    for sequence in (inside, being_filled, other):
+        scheduler.add(sequence)
+    assert run_step(scheduler, contents) == {first: 1, inside: 2, being_filled: 1, other: 2}
+    assert [s.num_cached_tokens for s in (first, inside, being_filled, other)] == [0, 7, 9, 0]
+    assert contents.num_copies == 2
+
+
+@pytest.mark.usefixtures("parts_of_one_token")
+def test_endings_of_one_context_wait_for_the_first_of_them() -> None:
+    scheduler, contents = sharing_scheduler()
+    context = numbers(6)
+    endings = [sequence_of([*context, 50 + i], prompt_logprobs=0, first_scored=6) for i in range(3)]
+    unlike = sequence_of([*numbers(3), *numbers(10, 70)])
+    for sequence in (*endings, unlike):
+        scheduler.add(sequence)
+    # One that would gain little, three tokens of thirteen, does not wait.
+    assert run_step(scheduler, contents) == {endings[0]: 7, unlike: 13}
+    assert run_step(scheduler, contents) == {endings[0]: 1, unlike: 1, endings[1]: 2, endings[2]: 2}
+
+
+@pytest.mark.usefixtures("parts_of_one_token")
+def test_what_a_sequence_leaves_is_copied_until_its_space_is_needed() -> None:
+    scheduler, contents = sharing_scheduler(num_blocks=4)
+    for ids in (numbers(6), numbers(6), numbers(6)):
+        scheduler.add(sequence_of(ids))
+        run_step(scheduler, contents)
+        scheduler.remove(scheduler.running[0])
+    # Nothing is kept twice.
+    assert scheduler.pool.num_kept == 2
+    scheduler.add(sequence_of(numbers(14, 100)))
+    run_step(scheduler, contents)
+    scheduler.remove(scheduler.running[0])
+    again = sequence_of(numbers(6))
+    scheduler.add(again)
+    assert run_step(scheduler, contents) == {again: 6}
+
+
+def test_a_part_that_all_texts_have_is_not_copied() -> None:
+    scheduler, contents = sharing_scheduler()
+    for ids in ([1, 2, 3, 50], [1, 2, 3, 60]):
+        scheduler.add(sequence_of(ids))
+    assert set(run_step(scheduler, contents).values()) == {4}
+    assert contents.num_copies == 0
 
 
 def test_the_last_token_is_always_computed() -> None:
@@ -217,7 +308,8 @@ def test_the_first_prompt_of_each_request_is_read_before_the_second_of_any() -> 
     assert plan[short] == 4
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.usefixtures("parts_of_one_token")
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_everything_finishes_and_nothing_is_lost(data: st.DataObject) -> None:
     num_blocks = data.draw(st.integers(5, 12))
@@ -227,23 +319,28 @@ def test_everything_finishes_and_nothing_is_lost(data: st.DataObject) -> None:
         max_mixed_tokens=data.draw(st.integers(1, 8)),
         max_output_rows=data.draw(st.integers(1, 8)),
     )
-    scheduler = Scheduler(BlockPool(num_blocks, BLOCK), limits)
-    lengths = data.draw(st.lists(st.tuples(st.integers(1, 14), st.integers(1, 6), st.booleans()), max_size=8))
+    contents = Contents(num_blocks)
+    scheduler = Scheduler(BlockPool(num_blocks, BLOCK), limits, data.draw(st.sampled_from([None, contents.copy])))
+    lengths = data.draw(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6), st.booleans()), max_size=8))
     # Prompts that begin alike, so that sharing, waiting for each other and preemption all meet.
     owners = st.builds(Owner, st.integers(0, 1), st.integers(0, 1))
     goals = {
-        sequence_of(numbers(n), owner=data.draw(owners), prompt_logprobs=0 if scored else None): n + new
-        for n, new, scored in lengths
+        sequence_of(
+            [*numbers(n), *[50 + i] * (n % 4)], owner=data.draw(owners), prompt_logprobs=0 if scored else None
+        ): n + n % 4 + new
+        for i, (n, new, scored) in enumerate(lengths)
     }
     for sequence in goals:
         scheduler.add(sequence)
     for _ in range(2000):
         if not scheduler.has_work:
             break
-        plan = run_step(scheduler)
+        plan = run_step(scheduler, contents)
         assert plan
         held = [block for sequence in scheduler.running for block in sequence.blocks]
         assert scheduler.pool.num_held == len(set(held))
+        for sequence in scheduler.running:
+            contents.check(sequence)
         assert len({s.slot for s in scheduler.running}) == len(scheduler.running) <= limits.max_parallel
         prompt_tokens = sum(n for n in plan.values() if n > 1)
         assert prompt_tokens <= limits.max_step_tokens
