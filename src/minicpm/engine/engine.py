@@ -234,7 +234,7 @@ class Engine:
             if sequence.slot < 0:
                 continue  # cancelled while the step ran
             rows = out[end - num_outputs : end]
-            is_read = sequence.num_computed + chunk.num_tokens == len(sequence.token_ids)
+            is_read = chunk.num_tokens == sequence.num_pending
             if batch.wants_hidden:
                 read_hidden(sequence, rows)
                 if is_read:

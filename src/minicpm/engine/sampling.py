@@ -153,6 +153,8 @@ def log_softmax(logits: Floats) -> Floats:
 
 def top_tokens(values: Floats, count: int) -> Ids:
     """Return the ids of the `count` largest of `values` (V,), largest first, the smaller id first of two equal ones."""
+    if count == 1:
+        return np.array([values.argmax()])
     if count >= len(values):
         return np.argsort(-values, kind="stable")
     num_groups, pool = len(values) // _GROUP_SIZE, values

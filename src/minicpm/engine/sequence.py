@@ -175,8 +175,15 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """How many tokens are not in the cache yet."""
-        return len(self.token_ids) - self.num_computed
+        """How many tokens are to be computed yet."""
+        return len(self.token_ids) - self.is_only_scored - self.num_computed
+
+    @property
+    def is_only_scored(self) -> bool:
+        """Whether nothing is wanted but the prompt's log-probabilities, so that its last token need not be computed."""
+        request = self.request
+        is_scored = request.prompt_logprobs is not None and not request.wants_distribution
+        return is_scored and self.max_new_tokens == 0 and self.num_prompt_tokens > 1
 
     @property
     def new_ids(self) -> list[int]:

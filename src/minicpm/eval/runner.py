@@ -46,7 +46,7 @@ class Plan:
         out: the folder of samples and results.
         limit: rows of each task; None is all.
         shots: examples in front, in the place of each form's own number.
-        batch_rows: rows between two writes to disk.
+        batch_rows: rows between two writes to disk, where they are not whole texts.
         with_paraphrases: whether forms that say the same in other words run too.
         allows_code: whether programs that the model writes are run.
         judge: who judges dialogues.
@@ -160,7 +160,8 @@ def _run_job(plan: Plan, model: EvaluatedModel, facts: dict[str, Any], job: Job)
         plan.report(Progress(job.name, form.name, total - len(left) + num_new, total, rate))
 
     told()
-    for batch in _batches(left, plan.batch_rows):
+    # A whole text is long, and scored alone.
+    for batch in _batches(left, 1 if form.mode == "perplexity" else plan.batch_rows):
         questions = {index: job.questions[index] for index in batch}
         if form.mode == "dialogue":
             assert plan.judge is not None, "checked before"
