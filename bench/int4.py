@@ -2,13 +2,16 @@
 
 All read the same calibration text; the divergence from the original is taken in float32 arithmetic on the weights of
 each file, on rows that none of them has seen. Peers are `llama-quantize` and `llama-imatrix` of a folder that --bin
-names; both get the tensors' types that ours has. The model of one's own comes from `minicpm pretrain` (--run).
+names; both get the tensors' types that ours has. The model of one's own comes from `minicpm pretrain` (--run). --quick
+takes the first layers of a model alone; --full rounds random weights of the 2.7 B shape instead (a process of its own,
+an hour or so on one core) and tells its peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,18 +20,28 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import rows
+from bench.random_model import write_random_model
 
-from minicpm.exchange.convert import convert
+from minicpm.architecture import PRESETS
+from minicpm.exchange.convert import convert, gguf_metadata
 from minicpm.exchange.quantize import quantize
 from minicpm.exchange.recipe import TARGETS, Recipe
 from minicpm.exchange.source import Source, open_source
 from minicpm.formats.checkpoint import open_checkpoint
+from minicpm.formats.gguf_write import write_gguf_model
 from minicpm.formats.names import HF_TO_GGUF, translate
 from minicpm.history.naming import resolve
 from minicpm.quant.judge import Closeness, measure
 from minicpm.quant.windows import Windows, pack, read_token_rows, split_rows
 
 FEWER_OF_NEAREST = 1 / 0.7  # at 4.5 bits: at least 30 % less divergence than nearest rounding
+FULL_GIB = 8.0
+QUICK_LAYERS = 4
+# Name -> (how, whether scales are tuned afterwards); the first is what bars are about.
+OURS = {
+    "gptq": ("gptq", False), "recover": ("gptq", True), "awq+gptq": ("awq+gptq", False), "search": ("search", False),
+    "awq": ("awq", False),
+}  # fmt: skip
 
 
 def heldout_rows(source: Source, calibration: str, share: float = 0.25) -> tuple[list[list[int]], list[list[int]]]:
@@ -68,12 +81,55 @@ def measured(name: str, source: Source, path: Path, heldout: Windows) -> Closene
     return found
 
 
+def shortened(path: Path, shorter: Path) -> Path:
+    """Write the first layers of a model alone and return the file; the scale of their residuals stays."""
+    source = open_source(path)
+    config = source.checkpoint.config
+    scale = config.scale_depth * (QUICK_LAYERS / config.num_hidden_layers) ** 0.5
+    config = config.replace(num_hidden_layers=QUICK_LAYERS, scale_depth=scale)
+    entries = source.checkpoint.weights.entries
+    write_gguf_model(shorter, config, {name: entries[name] for name in config.weight_shapes()}, gguf_metadata(source))
+    return shorter
+
+
+def full_size(options: argparse.Namespace, folder: Path) -> list[rows.Row]:
+    """Round the 2.7 B shape in a process of its own and return its peak beside the bar."""
+    source, result = folder / "random.gguf", folder / "q4_0.gguf"
+    write_random_model(source, PRESETS["minicpm-2b"], "BF16")
+    command = [
+        sys.executable,
+        "-c",
+        _FULL,
+        str(source),
+        str(result),
+        str(options.windows),
+        str(options.heldout_windows),
+    ]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"minicpm-2b: {found['seconds']:.0f} s, {found['bytes']:,} bytes of tensors, peak {found['gib']:.2f} GiB")
+    return [rows.compare("full-2b", found["gib"], FULL_GIB, "the bar", "peak GiB", 1.0, less_is_better=True)]
+
+
+_FULL = """
+import json, resource, sys, time
+from pathlib import Path
+from minicpm.exchange.quantize import quantize
+from minicpm.exchange.recipe import Recipe
+start = time.perf_counter()
+recipe = Recipe(windows=int(sys.argv[3]), heldout_windows=int(sys.argv[4]))
+made = quantize(Path(sys.argv[1]), Path(sys.argv[2]), recipe)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"seconds": time.perf_counter() - start, "gib": peak, "bytes": made.tensor_bytes}))
+"""
+
+
 def compare_types(
     options: argparse.Namespace, label: str, model: Path, kinds: list[str], folder: Path
 ) -> list[rows.Row]:
-    options.model = model
     if options.quick:
-        options.windows, options.heldout_windows, options.tokens = 8, 2, 256
+        model = shortened(model, folder / f"{label}-short.gguf")
+    options.model = model
     source = open_source(model)
     calibration, kept = heldout_rows(source, options.calibration)
     heldout = pack(kept, "held-out rows", options.tokens, options.heldout_windows)
@@ -95,14 +151,15 @@ def compare_types(
     for options.kind in kinds:
         made: dict[str, Closeness] = {}
         ours: Path | None = None
-        for method in ("gptq", "awq+gptq", "search", "awq") if not options.quick else ("gptq",):
-            path = folder / f"{label}-{options.kind}-{method}.gguf"
+        for name, (method, is_tuned) in list(OURS.items())[: 1 if options.quick else None]:
+            path = folder / f"{label}-{options.kind}-{name}.gguf"
             recipe = Recipe(
                 to=options.kind, method=method, calibration=(options.calibration,), windows=options.windows,
                 window_tokens=options.tokens, heldout_windows=options.heldout_windows,
+                recover=options.recover if is_tuned else 0,
             )  # fmt: skip
-            made[method] = quantize(model, path, recipe, allows_requantizing=True).closeness
-            print(f"{label} {options.kind} {method:12} {made[method].describe()}", flush=True)
+            made[name] = quantize(model, path, recipe, allows_requantizing=True).closeness
+            print(f"{label} {options.kind} {name:12} {made[name].describe()}", flush=True)
             ours = ours or path
         assert ours is not None
         for name, matrix in peers:
@@ -128,12 +185,17 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=48)
     parser.add_argument("--heldout-windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--recover", type=int, default=64, help="steps of the tuned file")
+    parser.add_argument("--full", action="store_true", help="the memory of the 2.7 B shape alone")
     parser.add_argument("--skip-default", action="store_true", help="the model of one's own alone")
     options = parser.parse_args()
     if options.quick:
-        options.windows, options.tokens, options.heldout_windows = 8, 128, 4
+        options.windows, options.tokens, options.heldout_windows, options.recover = 8, 128, 4, 8
     found: list[rows.Row] = []
     with tempfile.TemporaryDirectory() as folder:
+        if options.full:
+            found = full_size(options, Path(folder))
+            options.run, options.skip_default = None, True
         if options.run:
             found += compare_types(options, "own", resolve(options.run), ["q4_0", "q4_1", "q4_k"], Path(folder))
         if not options.skip_default:

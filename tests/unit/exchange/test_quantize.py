@@ -163,9 +163,13 @@ def test_streaming_is_the_model(write_minicpm: FolderWriter, chat: Path) -> None
 
 
 @pytest.mark.slow
-def test_engine_and_llama_cpp_agree_on_the_file(tmp_path: Path, write_minicpm: FolderWriter, chat: Path) -> None:
+@pytest.mark.parametrize("to", ["q4_0", "q4_1", "q4_k"])
+def test_engine_and_llama_cpp_agree_on_the_file(
+    tmp_path: Path, tiny_config: ModelConfig, write_minicpm: FolderWriter, chat: Path, to: str
+) -> None:
     pytest.importorskip("xllamacpp")
-    path = quantize(write_minicpm(), tmp_path / "q.gguf", recipe(chat)).path
+    config = tiny_config.replace(hidden_size=256, intermediate_size=512, num_hidden_layers=2)
+    path = quantize(write_minicpm(config), tmp_path / "q.gguf", recipe(chat, to=to, method="search")).path
     exact = compare(f"torch:{path}", f"engine:{path}", dtype_a="fp32", max_tokens=24).agreement
     theirs = compare(f"engine:{path}", f"llama.cpp:{path}", max_tokens=24).agreement
     # Ours keeps 16 bits of the activations, llama.cpp 8.
