@@ -68,6 +68,8 @@ def test_the_list_of_tasks(capsys: pytest.CaptureFixture[str]) -> None:
         (["smollm2", "--tasks", "humaneval", "--data", "DATA"], "--allow-code"),
         (["smollm2", "--tasks", "mt_bench", "--data", "DATA"], "--judge"),
         (["smollm2", "--tasks", "piqa", "--data", "DATA", "--limit", "0"], "--limit must be at least 1"),
+        (["smollm2", "--tasks", "piqa", "--data", "DATA", "--shots", "-1"], "--shots must be at least 0, got -1"),
+        (["smollm2", "--tasks", ",", "--data", "DATA"], "--tasks names none"),
         (["smollm2", "--tasks", "piqa", "--data", "DATA", "--dtype", "fp32"], "--dtype is for torch:PATH"),
         (["DATA/none.gguf", "--tasks", "piqa", "--data", "DATA"], "none.gguf"),
         (["http://127.0.0.1:9/v1", "--tasks", "piqa", "--data", "DATA"], "is the server running"),

@@ -50,9 +50,11 @@ def check_evaluation(options: argparse.Namespace) -> None:
     Raises:
         UsageError: they cannot.
     """
-    for name in ("limit", "batch"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    for name, least in (("limit", 1), ("batch", 1), ("shots", 0)):
+        if getattr(options, name) is not None and getattr(options, name) < least:
+            raise UsageError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    if not any(options.tasks.split(",")):
+        raise UsageError(f"--tasks names none, got {options.tasks!r}; `minicpm eval --list` shows them")
 
 
 def make_plan(

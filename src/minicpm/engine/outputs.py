@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from minicpm.engine.sampling import choose_token, log_softmax, top_tokens
+from minicpm.engine.sampling import choose_token, log_total, top_tokens
 from minicpm.engine.sequence import Sequence, TokenLogprob
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ def choose_next(
 
 def token_logprob(logits: Floats, token_id: int, num_top: int, tokenizer: Tokenizer | None) -> TokenLogprob:
     """The record of `token_id` after logits (V,), with the `num_top` likeliest tokens beside it."""
-    return _record(log_softmax(logits), token_id, num_top, tokenizer)
+    total = log_total(logits)
+    best = top_tokens(logits, num_top) if num_top else ()
+    top = tuple(TokenLogprob(_text(int(i), tokenizer), int(i), float(logits[i]) - total) for i in best)
+    return TokenLogprob(_text(token_id, tokenizer), token_id, float(logits[token_id]) - total, top)
 
 
 def score_prompt(sequence: Sequence, rows: Floats, tokenizer: Tokenizer | None) -> None:
@@ -53,8 +56,7 @@ def score_prompt(sequence: Sequence, rows: Floats, tokenizer: Tokenizer | None) 
     if not records and not sequence.request.first_scored:
         records.append(TokenLogprob(_text(prompt[0], tokenizer), prompt[0], None))
     targets = prompt[first + 1 : first + 1 + len(rows)]
-    logprobs = log_softmax(rows[: len(targets)])
-    records += [_record(row, target, num_top, tokenizer) for row, target in zip(logprobs, targets, strict=True)]
+    records += [token_logprob(row, target, num_top, tokenizer) for row, target in zip(rows, targets, strict=False)]
     sequence.num_read += len(rows)
 
 
@@ -68,12 +70,6 @@ def read_hidden(sequence: Sequence, rows: Floats) -> None:
     total = rows.sum(axis=0, dtype=np.float64) / sequence.num_prompt_tokens
     sequence.pooled = total if sequence.pooled is None else sequence.pooled + total
     sequence.num_read += len(rows)
-
-
-def _record(logprobs: Floats, token_id: int, num_top: int, tokenizer: Tokenizer | None) -> TokenLogprob:
-    best = top_tokens(logprobs, num_top) if num_top else ()
-    top = tuple(TokenLogprob(_text(int(i), tokenizer), int(i), float(logprobs[i])) for i in best)
-    return TokenLogprob(_text(token_id, tokenizer), token_id, float(logprobs[token_id]), top)
 
 
 def _text(token_id: int, tokenizer: Tokenizer | None) -> str:

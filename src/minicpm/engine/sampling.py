@@ -151,6 +151,14 @@ def log_softmax(logits: Floats) -> Floats:
     return shifted
 
 
+def log_total(logits: Floats) -> float:
+    """Return the logarithm of the sum of exp of logits (V,), the sum in float64; no array of V outlives it."""
+    largest = logits.max()
+    shifted = logits - largest
+    np.exp(shifted, out=shifted)
+    return float(largest) + math.log(shifted.sum(dtype=np.float64))
+
+
 def top_tokens(values: Floats, count: int) -> Ids:
     """Return the ids of the `count` largest of `values` (V,), largest first, the smaller id first of two equal ones."""
     if count == 1:
