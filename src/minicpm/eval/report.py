@@ -29,11 +29,12 @@ def describe(figure: Figure) -> str:
 
 
 def spread(scorings: Sequence[Scoring]) -> list[tuple[str, str, float, float]]:
-    """Return (task, metric, lowest, highest) over the phrasings of each task that has several of one mode."""
-    groups: dict[tuple[str, str, str], list[float]] = {}
+    """Return (task, metric, lowest, highest) over the phrasings of each task that has several of one mode and size."""
+    groups: dict[tuple[str, str, str, int], list[float]] = {}
     for scoring in scorings:
-        groups.setdefault((scoring.task, scoring.mode, scoring.metric), []).append(scoring.figures[0].value)
-    return [(task, metric, min(v), max(v)) for (task, _, metric), v in groups.items() if len(v) > 1]
+        key = scoring.task, scoring.mode, scoring.metric, scoring.num_rows
+        groups.setdefault(key, []).append(scoring.figures[0].value)
+    return [(task, metric, min(v), max(v)) for (task, _, metric, _), v in groups.items() if len(v) > 1]
 
 
 def write_report(folder: Path, facts: dict[str, Any], protocol: str, scorings: Sequence[Scoring]) -> Path:
@@ -44,6 +45,7 @@ def write_report(folder: Path, facts: dict[str, Any], protocol: str, scorings: S
         model=facts.get("model", ""),
         facts={**facts, "protocol": protocol},
         scorings=scorings,
+        sources=dict.fromkeys((scoring.task, scoring.origin, scoring.sha256) for scoring in scorings),
         spreads=spread(scorings),
         samples=[(scoring, _samples(folder, scoring)) for scoring in scorings],
         words=_WORDS,

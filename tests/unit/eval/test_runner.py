@@ -141,6 +141,20 @@ def test_the_page_shows_every_phrasing_and_escapes(model: EngineModel, data: Pat
     assert "&lt;b&gt;tiny" in page
     assert "<script>alert" not in page
     assert page.count("<svg") == 6
+    # Fewer rows of one phrasing are no other phrasing; a file is named once.
+    fewer = run(Plan(["piqa"], tmp_path / "fewer", data=data, limit=3), model, facts)
+    assert spread([*scorings[1:], *fewer])[0][2:] == spread(scorings[1:])[0][2:]
+    page = write_report(tmp_path / "out", facts, "plain", [*scorings[1:], scorings[0]]).read_text()
+    assert page.count(scorings[0].sha256) == 1
+
+
+def test_whole_texts_are_on_disk_one_by_one(model: EngineModel, data: Path, tmp_path: Path) -> None:
+    texts = "".join(f" = Heading {n} = \n\n text {n} \n\n" for n in range(3))
+    (data / "wikitext2_raw_test.txt").write_text(texts)
+    seen: list[Progress] = []
+    (scoring,) = run(Plan(["wikitext"], tmp_path / "out", data=data, report=seen.append), model, FACTS)
+    assert [p.num_done for p in seen] == list(range(scoring.num_rows + 1))
+    assert scoring.num_rows > 1
 
 
 # ------------------------------------------------------------------ dialogues
