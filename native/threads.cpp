@@ -15,6 +15,10 @@ constexpr int kMaxTasks = 1 << 22;
 
 // A wait of this much beyond two tasks' time is no unevenness of work.
 constexpr std::chrono::microseconds kStall{200};
+// What a worker may owe. A wait for it counts this many times; the time that passes between waits is taken off. So
+// a worker is left out when it costs more than a third of the time, and not when others need its core now and then.
+constexpr std::chrono::milliseconds kMostOwed{8};
+constexpr int kWaitWeight = 2;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -63,7 +67,7 @@ uint32_t ThreadPool::run_tasks(int own_share) {
 }
 
 void ThreadPool::wait_for(uint32_t others, Clock::time_point started, uint32_t finished) {
-    Clock::time_point deadline{};
+    Clock::time_point due{};
     for (int polls = 1; done_.load(std::memory_order_acquire) != others; ++polls) {
         if (polls < kPollsBeforeYield) {
             relax();
@@ -72,26 +76,38 @@ void ThreadPool::wait_for(uint32_t others, Clock::time_point started, uint32_t f
         }
         if (polls % kPollsPerClock) continue;
         const Clock::time_point now = Clock::now();
-        if (deadline == Clock::time_point{}) {
-            deadline = now + kStall + 2 * (now - started) / (finished ? finished : 1);
-        } else if (now > deadline) {
-            leave_out_running(now);
-            deadline = Clock::time_point::max();
+        if (due == Clock::time_point{}) {
+            due = now + kStall + 2 * (now - started) / (finished ? finished : 1);
+        } else if (now > due) {
+            charge_running(due, now);
         }
     }
 }
 
-void ThreadPool::leave_out_running(Clock::time_point now) {
+void ThreadPool::charge_running(Clock::time_point due, Clock::time_point now) {
     for (int i = 1; i < num_threads_; ++i) {
         Worker& worker = progress_[i];
         if (!worker.is_running.load(std::memory_order_relaxed) || worker.is_left_out.load(std::memory_order_relaxed))
             continue;
-        const bool is_relapse = now < worker.back_at + 2 * worker.pause;
-        worker.pause = is_relapse ? std::min<Clock::duration>(2 * worker.pause, kLongestPause) : kFirstPause;
-        worker.back_at = now + worker.pause;
-        worker.is_left_out.store(true, std::memory_order_relaxed);
-        num_left_out_.fetch_add(1, std::memory_order_relaxed);
+        if (worker.charged_at < due) {
+            worker.owed = std::max(worker.owed - (due - worker.charged_at), Clock::duration::zero());
+            worker.charged_at = due;
+        }
+        worker.owed += kWaitWeight * (now - worker.charged_at);
+        worker.charged_at = now;
+        if (worker.owed >= kMostOwed) leave_out(worker, now);
     }
+}
+
+void ThreadPool::leave_out(Worker& worker, Clock::time_point now) {
+    const bool is_relapse = now < worker.back_at + 2 * worker.pause;
+    worker.pause = is_relapse ? std::min<Clock::duration>(2 * worker.pause, kLongestPause) : kFirstPause;
+    worker.back_at = now + worker.pause;
+    // Once back, it is on probation.
+    worker.owed = kMostOwed / 2;
+    worker.charged_at = worker.back_at;
+    worker.is_left_out.store(true, std::memory_order_relaxed);
+    num_left_out_.fetch_add(1, std::memory_order_relaxed);
 }
 
 void ThreadPool::take_back(Clock::time_point now) {

@@ -3,9 +3,9 @@
 // A job is finished when all its tasks are, not when all workers have looked at it: a worker that the operating system
 // has taken off its core delays nothing unless it holds a task. Every thread starts with a run of neighbouring tasks,
 // so that it reads memory in order; one that is done takes from the others, so that a slow core does less. A worker
-// that keeps a job waiting for much longer than a task takes has lost its core to another process: it is left out for a
-// while, since it would come back only after a time slice, as long as a whole token. In a forked child, where the
-// workers do not exist, the caller runs every task itself.
+// that keeps jobs waiting for much longer than a task takes, and for a large part of the time, has lost its core to
+// another process: it is left out for a while, since it would come back only after a time slice, as long as a whole
+// token. In a forked child, where the workers do not exist, the caller runs every task itself.
 #pragma once
 
 #include <unistd.h>
@@ -22,7 +22,7 @@ namespace minicpm {
 class ThreadPool {
   public:
     // How long a worker is left out: doubled when it stalls again soon after it came back.
-    static constexpr std::chrono::milliseconds kFirstPause{8}, kLongestPause{256};
+    static constexpr std::chrono::milliseconds kFirstPause{16}, kLongestPause{256};
 
     explicit ThreadPool(int num_threads);
     ~ThreadPool();
@@ -60,6 +60,8 @@ class ThreadPool {
         // For the caller of `run` only.
         Clock::time_point back_at{};
         Clock::duration pause{};
+        Clock::time_point charged_at{};
+        Clock::duration owed{};  // at `charged_at`
     };
     static constexpr uint64_t share_word(uint64_t job, uint64_t count) { return job << 48 | count << 24; }
     static bool is_claimed(uint64_t word) { return (word & 0xFFFFFF) >= (word >> 24 & 0xFFFFFF); }
@@ -70,7 +72,9 @@ class ThreadPool {
     // Runs tasks of this thread's share, then of the others', and returns how many.
     uint32_t run_tasks(int own_share);
     void wait_for(uint32_t others, Clock::time_point started, uint32_t finished);
-    void leave_out_running(Clock::time_point now);
+    // Adds the wait from `due` on to what the workers that hold tasks owe, and leaves out those that owe too much.
+    void charge_running(Clock::time_point due, Clock::time_point now);
+    void leave_out(Worker& worker, Clock::time_point now);
     void take_back(Clock::time_point now);
     static void call_back(Worker& worker);
     bool has_work() const;

@@ -74,6 +74,72 @@ struct Avx512 {
         return _mm512_set1_epi32(bits);
     }
 
+    // Prepares four groups as halves, of which `count` are written; `left` inputs from x on are there, the others are
+    // zeros. False, and nothing, if one is not finite.
+    MINICPM_INLINE static bool prepare_halves(const float* x, int left, int count, uint8_t* codes, GroupMeta* meta) {
+        constexpr float kLargest = 32512.0f;
+        F v[8];
+        I tops[4];
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) {
+            v[2 * g] = load_first(x + 32 * g, left - 32 * g);
+            v[2 * g + 1] = load_first(x + 32 * g + 16, left - 32 * g - 16);
+            // As integers, what is not finite is the largest.
+            tops[g] = _mm512_max_epi32(_mm512_castps_si512(abs(v[2 * g])), _mm512_castps_si512(abs(v[2 * g + 1])));
+        }
+        const I pairs = larger(_mm512_unpacklo_epi32(tops[0], tops[1]), _mm512_unpackhi_epi32(tops[0], tops[1]));
+        const I others = larger(_mm512_unpacklo_epi32(tops[2], tops[3]), _mm512_unpackhi_epi32(tops[2], tops[3]));
+        I most = larger(_mm512_unpacklo_epi64(pairs, others), _mm512_unpackhi_epi64(pairs, others));
+        most = larger(most, _mm512_shuffle_i32x4(most, most, 0x4E));
+        most = larger(most, _mm512_shuffle_i32x4(most, most, 0xB1));  // those of the four groups, four times
+        const __m128i bits = _mm512_castsi512_si128(most);
+        if (_mm_movemask_epi8(_mm_cmpgt_epi32(bits, _mm_set1_epi32(0x7F7FFFFF)))) return false;
+        const __m128 amax = _mm_castsi128_ps(bits);
+        const __m128 is_some = _mm_cmp_ps(amax, _mm_set1_ps(1e-30f), _CMP_GT_OQ);
+        const F inverse = _mm512_broadcast_f32x4(_mm_and_ps(is_some, _mm_div_ps(_mm_set1_ps(kLargest), amax)));
+        const F inverses[4] = {_mm512_permute_ps(inverse, 0x00), _mm512_permute_ps(inverse, 0x55),
+                               _mm512_permute_ps(inverse, 0xAA), _mm512_permute_ps(inverse, 0xFF)};
+        // Of a group's 4 × 4 dwords of bytes, after packing, columns are what is wanted side by side.
+        const I columns = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        I sums[4];
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) {
+            const I first = _mm512_cvtps_epi32(mul(v[2 * g], inverses[g]));
+            const I second = _mm512_cvtps_epi32(mul(v[2 * g + 1], inverses[g]));
+            const I words = _mm512_packs_epi32(first, second);
+            const I high = _mm512_srai_epi16(_mm512_add_epi16(words, _mm512_set1_epi16(128)), 8);
+            const I low = _mm512_srai_epi16(_mm512_slli_epi16(words, 8), 8);
+            if (g < count) {
+                const I bytes = _mm512_permutexvar_epi32(columns, _mm512_packs_epi16(high, low));
+                _mm512_storeu_si512(codes + 64 * g, bytes);
+            }
+            sums[g] = _mm512_madd_epi16(words, _mm512_set1_epi16(1));
+        }
+        const I left_sums = joined_pairs(sums[0], sums[1]), right_sums = joined_pairs(sums[2], sums[3]);
+        I totals = _mm512_add_epi32(_mm512_shuffle_i32x4(left_sums, right_sums, 0x88),
+                                    _mm512_shuffle_i32x4(left_sums, right_sums, 0xDD));
+        totals = _mm512_add_epi32(totals, _mm512_shuffle_i32x4(totals, totals, 0xB1));
+        alignas(64) int32_t halves[16];
+        alignas(16) float scales[4];
+        _mm512_store_si512(halves, totals);
+        _mm_store_ps(scales, _mm_div_ps(amax, _mm_set1_ps(kLargest)));
+        for (int g = 0; g < count; ++g) {
+            const int32_t* half = halves + g / 2 * 8 + g % 2 * 2;
+            const int32_t sum = half[0] + half[1];
+            const float scale = scales[g];
+            meta[g] = {scale, static_cast<float>(sum) * scale, -128 * sum, {-128 * half[0], -128 * half[1]}, -8 * sum,
+                       {}};
+        }
+        return true;
+    }
+    MINICPM_INLINE static I larger(I a, I b) { return _mm512_max_epi32(a, b); }
+    // Of each four integers of either, the sums of the two pairs.
+    MINICPM_INLINE static I joined_pairs(I a, I b) {
+        const F x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+        return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)),
+                                _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xDD)));
+    }
+
     // Inputs 4i .. 4i + 3 of 16 rows, as unsigned bytes.
     MINICPM_INLINE static I codes4(const uint8_t* codes, int i) {
         const I pair = _mm512_load_si512(codes + i / 2 * 64);

@@ -10,7 +10,8 @@ template <class V>
 struct Body {
     using F = typename V::F;
     static constexpr int W = V::kLanes;
-    // How far ahead of its use a weight is asked for, in bytes.
+    // How far ahead of its use a weight is asked for, in bytes, where few rows wait for the memory. Beside kRows rows
+    // there is time to bring a whole tile to the second-level cache while the rows meet the tile before.
     static constexpr size_t kAhead = 2048;
     // Prepared rows that are taken through the tiles at a time.
     static constexpr size_t kPortionBytes = size_t{256} << 10;
@@ -92,8 +93,14 @@ struct Body {
         if constexpr (V::kIntegers) {
             const int groups = padded / kGroupInputs;
             auto* meta = reinterpret_cast<GroupMeta*>(out + groups * 64);
-            for (int g = 0; g < groups; ++g) {
-                prepare_group(form, x + g * kGroupInputs, inputs - g * kGroupInputs, out + g * 64, meta[g]);
+            for (int first = 0; first < groups; first += 4) {
+                const int count = groups - first < 4 ? groups - first : 4, at = first * kGroupInputs;
+                if constexpr (V::kSideBySide) {
+                    if (V::prepare_halves(x + at, inputs - at, count, out + first * 64, meta + first)) continue;
+                }
+                for (int g = first; g < first + count; ++g) {
+                    prepare_group(form, x + g * kGroupInputs, inputs - g * kGroupInputs, out + g * 64, meta[g]);
+                }
             }
         }
     }
@@ -255,13 +262,16 @@ struct Body {
     }
 
     template <Packing P, int M>
-    MINICPM_INLINE static void integer_tile(const uint8_t* tile, int num_blocks, int lane, const uint8_t* const* rows,
-                                            F* sums) {
+    MINICPM_INLINE static void integer_tile(const uint8_t* tile, int num_blocks, int lane, bool is_first,
+                                            const uint8_t* const* rows, F* sums) {
         const size_t meta_offset = size_t(num_blocks) * 2 * 64;
         constexpr size_t kCodes = size_t{kGroupInputs} * kTileRows / (is_four_bit(P) ? 2 : 1);
         for (int b = 0; b < num_blocks; ++b) {
             const uint8_t* block = tile + b * block_bytes(P);
-            if (M == 1 || lane == 0) {
+            if constexpr (M == V::kRows) {
+                for (size_t line = 0; is_first && lane == 0 && line < block_bytes(P); line += 64)
+                    __builtin_prefetch(block + num_blocks * block_bytes(P) + line, 0, 2);
+            } else if (M == 1 || lane == 0) {
                 for (size_t line = 0; line < block_bytes(P); line += 64)
                     __builtin_prefetch(block + kAhead + line, 0, 3);
             }
@@ -339,15 +349,16 @@ struct Body {
         V::store_first(at, y.accumulate ? V::add(V::load_first(at, left), scaled) : scaled, left);
     }
 
+    // `is_first`: of all rows, these are the first to meet the tile.
     template <Packing P, int M>
-    static void tile_rows(const Matrix& w, int tile, const Prepared& x, int first, const Output& y) {
+    static void tile_rows(const Matrix& w, int tile, const Prepared& x, int first, bool is_first, const Output& y) {
         const uint8_t* rows[M];
         for (int m = 0; m < M; ++m) rows[m] = x.data + (first + m) * x.stride;
         for (int lane = 0; lane < kTileRows; lane += W) {
             F sums[M];
             for (int m = 0; m < M; ++m) sums[m] = V::zero();
             if constexpr (V::kIntegers && !is_float(P)) {
-                integer_tile<P, M>(w.tile(tile), w.num_blocks(), lane, rows, sums);
+                integer_tile<P, M>(w.tile(tile), w.num_blocks(), lane, is_first, rows, sums);
             } else {
                 float_tile<P, M>(w.tile(tile), w.num_blocks(), lane, rows, sums);
             }
@@ -361,7 +372,7 @@ struct Body {
     static void remaining_rows(const Matrix& w, int tile, const Prepared& x, int first, int count, const Output& y) {
         if constexpr (M > 0) {
             if (count == M) {
-                tile_rows<P, M>(w, tile, x, first, y);
+                tile_rows<P, M>(w, tile, x, first, first == 0, y);
             } else {
                 remaining_rows<P, M - 1>(w, tile, x, first, count, y);
             }
@@ -376,7 +387,8 @@ struct Body {
         for (int begin = 0; begin < whole * V::kRows; begin += portion) {
             const int end = begin + portion < whole * V::kRows ? begin + portion : whole * V::kRows;
             for (int tile = tile_begin; tile < tile_end; ++tile) {
-                for (int first = begin; first < end; first += V::kRows) tile_rows<P, V::kRows>(w, tile, x, first, y);
+                for (int first = begin; first < end; first += V::kRows)
+                    tile_rows<P, V::kRows>(w, tile, x, first, first == 0, y);
             }
         }
         const int first = whole * V::kRows;

@@ -97,6 +97,28 @@ TEST(products_are_true) {
     }
 }
 
+// Of kernels that want the same form; what is not finite, very small or zero included.
+TEST(prepared_rows_do_not_depend_on_the_kernel) {
+    Random random(5);
+    const Kernels* const* first = available_kernels();
+    while (*first && (*first)->form(Packing::kU4Scale) != Form::kHalves) ++first;
+    for (const Kernels* const* other = first; *other; ++other) {
+        if ((*other)->form(Packing::kU4Scale) != Form::kHalves) continue;
+        for (const int inputs : {1, 31, 64, 90, 128, 200, 576}) {
+            Exact<float> x(size_t(5) * inputs);
+            random.fill(x, -3.0f, 3.0f);
+            for (int i = 0; i < inputs; ++i) x[inputs + i] *= 1e-31f;
+            for (int i = 0; i < inputs; ++i) x[2 * inputs + i] *= 1e35f;
+            for (int i = inputs / 2; i < inputs; ++i) x[3 * inputs + i] = 0.0f;
+            x[5 * inputs - 1] = -std::numeric_limits<float>::infinity();
+            const Exact<uint8_t> a = prepare_rows(**first, Form::kHalves, x, 5, inputs);
+            const Exact<uint8_t> b = prepare_rows(**other, Form::kHalves, x, 5, inputs);
+            const bool is_same = std::memcmp(a.data(), b.data(), a.size()) == 0;
+            CHECK(is_same, std::string((*other)->name) + ", " + std::to_string(inputs) + " inputs");
+        }
+    }
+}
+
 TEST(products_of_kernels_that_share_integers_are_equal) {
     const Kernels *one = kernel_by_name("neon-dotprod"), *other = kernel_by_name("neon-i8mm");
     if (!one || !other) return;

@@ -134,6 +134,8 @@ def candidates(
     Raises:
         EngineError: the logits are not numbers.
     """
+    if sampler.is_greedy and occurrences is None and (sole := _largest(logits, sampler.logit_bias)) is not None:
+        return np.array([sole]), np.ones(1)
     logits = _adjust(logits, sampler, occurrences)
     best = logits.argmax()
     if not math.isfinite(logits[best]):
@@ -186,6 +188,19 @@ def _place(weights: npt.NDArray[Any], share: float) -> int:
 def _passing(sums: npt.NDArray[np.float64], value: float) -> int:
     """Return the first of ascending `sums` above `value`; where rounding left none, the first of the largest."""
     return min(int(sums.searchsorted(value, side="right")), int(sums.searchsorted(sums[-1])))
+
+
+def _largest(logits: Floats, bias: Mapping[int, float]) -> int | None:
+    """Return the token with the largest biased logit, the smaller id of two; None where that needs biased logits."""
+    best = int(logits.argmax())
+    if best in bias:
+        return None
+    largest = logits[best]
+    for token_id, addend in bias.items():
+        value = logits[token_id] + addend
+        if value > largest or (value == largest and token_id < best):
+            best, largest = token_id, value
+    return best if math.isfinite(largest) else None
 
 
 def _adjust(logits: Floats, sampler: Sampler, occurrences: Occurrences | None) -> Floats:

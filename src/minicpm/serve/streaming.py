@@ -16,6 +16,8 @@ from minicpm.serve.engine_thread import Group
 from minicpm.serve.service import ClientGone, Service
 
 DONE = b"data: [DONE]\n\n"
+# Made once: `json.dumps` would make one for every event.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -64,5 +66,4 @@ class EventStream(Response):
 
 def encode_event(data: dict[str, Any]) -> bytes:
     """One event with JSON; half a surrogate pair, which UTF-8 cannot hold, becomes `?`."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return b"data: %b\n\n" % text.encode("utf-8", "replace")
+    return b"data: %b\n\n" % _encode(data).encode("utf-8", "replace")

@@ -121,6 +121,11 @@ def ending_ids(pieces: Sequence[str], types: Sequence[int]) -> frozenset[int]:
 
 
 def find_ids(types: Sequence[int], wanted: TokenType) -> list[int]:
-    """Return the ids of a type, of which a vocabulary may have 100,000 others."""
-    number = int(wanted)
-    return [i for i, kind in enumerate(types) if kind == number]
+    """The ids of a type, of which a vocabulary may have 100,000 others."""
+    number, found, at = int(wanted), list[int](), -1
+    try:
+        while True:
+            at = types.index(number, at + 1)
+            found.append(at)
+    except ValueError:
+        return found
