@@ -153,6 +153,13 @@ def run(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     if options.bits is not None and options.size is not None:
         raise UsageError("give --bits or --size, not both")
+    if options.bits is not None and not 0 < options.bits < 32:
+        raise UsageError(f"--bits must be between 0 and 32, got {options.bits}")
+    if options.max_kl is not None and not options.max_kl >= 0:
+        raise UsageError(f"--max-kl must be at least 0 nats, got {options.max_kl}")
+    for name, folder in {"--data": options.data, "--report": options.report and options.report.parent}.items():
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{name}: {folder} is no folder")
     if options.sweeps < 0:
         raise UsageError(f"--sweeps must be at least 0, got {options.sweeps}")
     if options.limit < 1:

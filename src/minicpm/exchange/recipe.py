@@ -81,6 +81,8 @@ def check_recipe(recipe: Recipe, destination: Path) -> None:
     """
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; name another, or remove it first")
+    if not destination.parent.is_dir():
+        raise CheckpointError(f"{destination} cannot be written: {destination.parent} is no folder; make it first")
     if recipe.to not in TARGETS and recipe.to not in FOLDERS:
         raise ConfigError(f"type {recipe.to!r} is not known; known: {', '.join((*TARGETS, *FOLDERS))}")
     _check_layout(recipe)
@@ -92,9 +94,9 @@ def check_recipe(recipe: Recipe, destination: Path) -> None:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    for name in ("windows", "window_tokens", "heldout_windows"):
-        if getattr(recipe, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(recipe, name)}")
+    for name, least in {"windows": 1, "window_tokens": 2, "heldout_windows": 1}.items():
+        if getattr(recipe, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(recipe, name)}")
     if recipe.recover < 0:
         raise ConfigError(f"recover must be at least 0 steps, got {recipe.recover}")
     if not 0 < recipe.recover_rate < 1:

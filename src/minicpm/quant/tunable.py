@@ -30,9 +30,11 @@ _ONE = np.frombuffer(np.float16(1).tobytes(), np.uint8)
 
 
 class TunableLinear(nn.Module):
-    """A projection without bias whose blocks' numbers are `1 + change` times those of a weight.
+    """A projection without bias whose blocks' numbers are learned as factors of those of a weight.
 
-    `change` (R, groups, numbers) is learned; blocks that share a scale share it too.
+    `change` (R, groups, numbers) is learned; blocks that share a scale share it too. The first change is of all numbers
+    of a block together, which scales its weights and shifts none; a second moves the offset alone, which is about eight
+    levels from the middle, by an eighth of it, so that one rate of learning serves both.
     """
 
     def __init__(self, weight: Weight, blocks_per_group: int = 1) -> None:
@@ -62,7 +64,7 @@ class TunableLinear(nn.Module):
         num_rows, num_blocks, _ = self.numbers.shape
         grouped = matrix_slope.view(num_rows, num_blocks, -1)
         parts = [(grouped * pattern.view(grouped.shape)).sum(-1) for pattern in self.patterns]
-        slope = torch.stack(parts, dim=-1) * self.numbers
+        slope = torch.stack(parts, dim=-1) * self.numbers @ self._mixture().T
         return slope.view(num_rows, -1, self.blocks_per_group, len(parts)).sum(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +88,13 @@ class TunableLinear(nn.Module):
         return Weight(self.source.block_type, self.source.shape, parts.reshape(self.source.data.shape))
 
     def _tuned(self, change: Tensor) -> Tensor:
-        return self.numbers * (1 + change.repeat_interleave(self.blocks_per_group, dim=1))
+        return self.numbers * (1 + change.repeat_interleave(self.blocks_per_group, dim=1) @ self._mixture())
+
+    def _mixture(self) -> Tensor:
+        """Return what each change (row) does to each number's factor (column)."""
+        mixture = torch.eye(len(self.patterns), dtype=self.numbers.dtype) / 8
+        mixture[0] = 1
+        return mixture
 
 
 class _Product(torch.autograd.Function):

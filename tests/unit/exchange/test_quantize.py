@@ -259,6 +259,7 @@ def test_the_2b_shape_fits_the_bar_with_its_embedding_quantized() -> None:
         ({"group_size": 32}, ConfigError, "group size 32 is not known for q4_0"),
         ({"to": "gptq", "embedding": "q8_0"}, ConfigError, "a gptq folder has one type"),
         ({"shrinkage": 1.5}, ConfigError, "shrinkage must be from 0 to 1, got 1.5"),
+        ({"window_tokens": 1}, ConfigError, "window_tokens must be at least 2"),
         ({"recover": -1}, ConfigError, "recover must be at least 0 steps, got -1"),
         ({"recover_rate": 2.0}, ConfigError, "recover_rate must be between 0 and 1, got 2.0"),
         ({"damping": 0.0}, ConfigError, "damping must be between 0 and 1"),
@@ -308,15 +309,36 @@ def test_a_width_that_no_block_divides_is_named(
         quantize(source, tmp_path / "q.gguf", recipe(chat))
 
 
-def test_tasks_are_checked_before_anything_is_rounded(
-    tmp_path: Path, write_minicpm: FolderWriter, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "piqa", "--data", "."], "piqa"),
+        (["--tasks", "nosuch"], "no task 'nosuch'"),
+        (["--data", "nowhere"], "--data: nowhere is no folder"),
+        (["--report", "nowhere/report.json"], "--report: nowhere is no folder"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--bits", "nan"], "--bits must be between 0 and 32, got nan"),
+        (["--bits", "4.75", "--size", "1GB"], "give --bits or --size, not both"),
+        (["--max-kl", "nan"], "--max-kl must be at least 0 nats, got nan"),
+        (["--size", "1KB"], "is the least that these types take"),
+    ],
+)
+def test_options_are_checked_before_anything_is_rounded(
+    tmp_path: Path,
+    write_minicpm: FolderWriter,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
 ) -> None:
-    words = ["quantize", str(write_minicpm()), str(tmp_path / "q.gguf"), "--to", "q4_0", "--data", str(tmp_path)]
-    assert run([*words, "--tasks", "piqa"]) == 2
-    assert "piqa" in capsys.readouterr().err
-    assert run([*words, "--limit", "0"]) == 2
-    assert "--limit must be at least 1" in capsys.readouterr().err
-    assert not list(tmp_path.glob(".q*"))
+    source = write_minicpm()
+    monkeypatch.chdir(tmp_path)
+    assert run(["quantize", str(source), "q.gguf", "--to", "q4_0", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not [*tmp_path.glob("*.gguf"), *tmp_path.glob(".q*")]
+    assert run(["quantize", str(source), "nowhere/q.gguf", "--to", "q4_0"]) == 2
+    assert "nowhere is no folder; make it first" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_the_verb_reports_refuses_and_writes_nothing_above_the_limit(

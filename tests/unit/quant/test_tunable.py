@@ -46,7 +46,9 @@ def test_gradients_are_the_slopes_of_the_outputs(kind: str, per_group: int) -> N
     x = torch.randn(3, COLUMNS, dtype=torch.float64, requires_grad=True)
 
     def dense(x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        numbers = layer.numbers * (1 + change.repeat_interleave(per_group, dim=1))
+        together, alone = change[..., :1], change[..., 1:] / 8
+        factors = torch.cat([together, together + alone] if alone.shape[-1] else [together], dim=-1)
+        numbers = layer.numbers * (1 + factors.repeat_interleave(per_group, dim=1))
         blocks = [p.view(ROWS, numbers.shape[1], -1) * numbers[:, :, i, None] for i, p in enumerate(layer.patterns)]
         return x @ sum(blocks).view(ROWS, COLUMNS).T
 
