@@ -121,7 +121,7 @@ def ending_ids(pieces: Sequence[str], types: Sequence[int]) -> frozenset[int]:
 
 
 def find_ids(types: Sequence[int], wanted: TokenType) -> list[int]:
-    """The ids of a type, of which a vocabulary may have 100,000 others."""
+    """Return the ids of a type, of which a vocabulary may have 100,000 others."""
     number, found, at = int(wanted), list[int](), -1
     try:
         while True:
