@@ -10,8 +10,7 @@ template <class V>
 struct Body {
     using F = typename V::F;
     static constexpr int W = V::kLanes;
-    // How far ahead of its use a weight is asked for, in bytes, where few rows wait for the memory. Beside kRows rows
-    // there is time to bring a whole tile to the second-level cache while the rows meet the tile before.
+    // How far ahead of its use a weight is asked for, in bytes.
     static constexpr size_t kAhead = 2048;
     // Prepared rows that are taken through the tiles at a time.
     static constexpr size_t kPortionBytes = size_t{256} << 10;
@@ -262,16 +261,13 @@ struct Body {
     }
 
     template <Packing P, int M>
-    MINICPM_INLINE static void integer_tile(const uint8_t* tile, int num_blocks, int lane, bool is_first,
-                                            const uint8_t* const* rows, F* sums) {
+    MINICPM_INLINE static void integer_tile(const uint8_t* tile, int num_blocks, int lane, const uint8_t* const* rows,
+                                            F* sums) {
         const size_t meta_offset = size_t(num_blocks) * 2 * 64;
         constexpr size_t kCodes = size_t{kGroupInputs} * kTileRows / (is_four_bit(P) ? 2 : 1);
         for (int b = 0; b < num_blocks; ++b) {
             const uint8_t* block = tile + b * block_bytes(P);
-            if constexpr (M == V::kRows) {
-                for (size_t line = 0; is_first && lane == 0 && line < block_bytes(P); line += 64)
-                    __builtin_prefetch(block + num_blocks * block_bytes(P) + line, 0, 2);
-            } else if (M == 1 || lane == 0) {
+            if (M == 1 || lane == 0) {
                 for (size_t line = 0; line < block_bytes(P); line += 64)
                     __builtin_prefetch(block + kAhead + line, 0, 3);
             }
@@ -349,16 +345,15 @@ struct Body {
         V::store_first(at, y.accumulate ? V::add(V::load_first(at, left), scaled) : scaled, left);
     }
 
-    // `is_first`: of all rows, these are the first to meet the tile.
     template <Packing P, int M>
-    static void tile_rows(const Matrix& w, int tile, const Prepared& x, int first, bool is_first, const Output& y) {
+    static void tile_rows(const Matrix& w, int tile, const Prepared& x, int first, const Output& y) {
         const uint8_t* rows[M];
         for (int m = 0; m < M; ++m) rows[m] = x.data + (first + m) * x.stride;
         for (int lane = 0; lane < kTileRows; lane += W) {
             F sums[M];
             for (int m = 0; m < M; ++m) sums[m] = V::zero();
             if constexpr (V::kIntegers && !is_float(P)) {
-                integer_tile<P, M>(w.tile(tile), w.num_blocks(), lane, is_first, rows, sums);
+                integer_tile<P, M>(w.tile(tile), w.num_blocks(), lane, rows, sums);
             } else {
                 float_tile<P, M>(w.tile(tile), w.num_blocks(), lane, rows, sums);
             }
@@ -372,7 +367,7 @@ struct Body {
     static void remaining_rows(const Matrix& w, int tile, const Prepared& x, int first, int count, const Output& y) {
         if constexpr (M > 0) {
             if (count == M) {
-                tile_rows<P, M>(w, tile, x, first, first == 0, y);
+                tile_rows<P, M>(w, tile, x, first, y);
             } else {
                 remaining_rows<P, M - 1>(w, tile, x, first, count, y);
             }
@@ -387,8 +382,7 @@ struct Body {
         for (int begin = 0; begin < whole * V::kRows; begin += portion) {
             const int end = begin + portion < whole * V::kRows ? begin + portion : whole * V::kRows;
             for (int tile = tile_begin; tile < tile_end; ++tile) {
-                for (int first = begin; first < end; first += V::kRows)
-                    tile_rows<P, V::kRows>(w, tile, x, first, first == 0, y);
+                for (int first = begin; first < end; first += V::kRows) tile_rows<P, V::kRows>(w, tile, x, first, y);
             }
         }
         const int first = whole * V::kRows;

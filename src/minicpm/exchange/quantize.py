@@ -193,7 +193,7 @@ def _plan(source: Source, recipe: Recipe, types: Mapping[str, str], windows: Win
     digest = hashlib.sha256(windows.ids.numpy().tobytes() + windows.document_ids.numpy().tobytes())
     paths = [source.path] if source.path.is_file() else sorted(source.path.glob("*.safetensors"))
     files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    rounding = asdict(replace(recipe, recover=0, recover_rate=1e-3))
+    rounding = {name: value for name, value in asdict(recipe).items() if not name.startswith("recover")}
     return {"recipe": rounding, "types": dict(types), "text": digest.hexdigest(), "files": files}
 
 

@@ -55,7 +55,7 @@ class Cursor:
 
     def __init__(self, data: Bytes, name: str, position: int = 0) -> None:
         self.data = data
-        self.buffer = memoryview(data)  # type: ignore[arg-type]  # numpy's stubs do not show the buffer protocol
+        self.buffer = data.data
         self.name = name
         self.position = position
         self.nested_arrays = 0

@@ -69,7 +69,7 @@ class TunableLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, R) for (…, C)."""
-        result: Tensor = _Product.apply(x, self.change, self)  # type: ignore[no-untyped-call]  # torch gives it no types
+        result: Tensor = _Product.apply(x, self.change, self)  # type: ignore[no-untyped-call]  # torch gives `apply` no types
         return result
 
     def to_weight(self) -> Weight:

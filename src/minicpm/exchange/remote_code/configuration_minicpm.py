@@ -4,6 +4,7 @@ Written by the `minicpm` package (Apache-2.0). Runs with transformers 4.57 and 5
 """
 
 import math
+from typing import ClassVar
 
 from transformers import PretrainedConfig
 
@@ -16,7 +17,7 @@ class MiniCPMConfig(PretrainedConfig):
     """
 
     model_type = "minicpm"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 -- the type that transformers declares
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,

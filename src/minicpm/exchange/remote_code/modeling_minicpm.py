@@ -7,6 +7,7 @@ norm statistics, softmax and logits are float32 whatever the dtype. Attention we
 
 import math
 import re
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -129,8 +130,8 @@ class MiniCPMPreTrainedModel(PreTrainedModel):
     config_class = MiniCPMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MiniCPMDecoderLayer"]  # noqa: RUF012 -- the type that transformers declares
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 -- the same
+    _no_split_modules: ClassVar[list[str]] = ["MiniCPMDecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _supports_sdpa = True
     _supports_cache_class = True
 
@@ -203,7 +204,7 @@ class MiniCPMModel(MiniCPMPreTrainedModel):
 class MiniCPMForCausalLM(MiniCPMPreTrainedModel, GenerationMixin):
     """MiniCPM with its head, for generation, training and chat."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 -- the same
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config):
         super().__init__(config)
@@ -291,8 +292,7 @@ class MiniCPMForCausalLM(MiniCPMPreTrainedModel, GenerationMixin):
         is_plain = not any(token in str(tokenizer.chat_template) for token in tokenizer.all_special_tokens)
         inputs = tokenizer(prompt, return_tensors="pt", split_special_tokens=is_plain)
         inputs = {key: value.to(self.device) for key, value in inputs.items() if key != "token_type_ids"}
-        sequence = self.generate(**inputs, **settings)[0].tolist()
-        answer = sequence[inputs["input_ids"].shape[1] :]
+        answer = self.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :].tolist()
         while answer and answer[-1] in ends:
             answer.pop()
         # A model that goes on with the next turn by itself is cut there.
